@@ -1,0 +1,52 @@
+# make quickstart and make test work on a fresh machine with Python, make and a C compiler.
+# PYTHON=... chooses the interpreter; everything is installed into .venv and nowhere else.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# threads stay on their cores; unpinned ones may collapse on a busy machine
+PINNED := OMP_PROC_BIND=true OMP_PLACES=cores
+
+.PHONY: setup quickstart test test-slow test-net test-gpu check fmt docs clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $(STAMP)
+
+quickstart: setup
+	$(PINNED) $(BIN)/stemma run quickstart
+	@echo "the command is $(BIN)/stemma (or: source $(BIN)/activate)"
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+test-net: setup
+	$(BIN)/python -m pytest -m net
+
+test-gpu: setup
+	$(BIN)/python -m pytest -m gpu
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: setup
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

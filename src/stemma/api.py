@@ -1,0 +1,318 @@
+"""The Python face: load, save, build, generate.
+
+A model is named by a path (a Hugging Face folder, a run folder, a stage of a run) or by the name
+of a catalogue asset, and comes with its tokenizer. A family is a file of `stemma.models`, found by
+its name, so a new family needs no entry here.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from pydantic import ValidationError
+
+import stemma.models
+from stemma.core import assets
+from stemma.core.config import StrictModel, nearest
+from stemma.core.device import pick
+from stemma.core.errors import ModelError, UsageError
+from stemma.core.files import sha256_json
+from stemma.core.yaml_file import read_yaml
+from stemma.data.tokenizer import Tokenizer
+from stemma.infer.generate import generate as continue_prompts
+from stemma.infer.sampling import Sampling
+from stemma.interop.folder import describe, read_folder, read_tokenizer, write_folder
+from stemma.interop.tensors import refuse_pickle
+from stemma.nn.initial import initialise
+from stemma.nn.stack import LanguageModel
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+FORMATS = ("hf",)
+SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+
+def families() -> list[str]:
+    """The names of all families, sorted."""
+    return sorted(info.name for info in pkgutil.iter_modules(stemma.models.__path__))
+
+
+def presets() -> dict[str, str]:
+    """The names of all presets with the family of each."""
+    return {preset: family for family in families() for preset in _family(family).PRESETS}
+
+
+def config_class(family: str) -> type[Any]:
+    """The class of a family's config. Raises UsageError for an unknown family."""
+    if family not in families():
+        fix = nearest(family, families())
+        raise UsageError(f"unknown family {family!r}", place="family", fix=fix)
+    kinds = [k for k in vars(_family(family)).values() if isinstance(k, type)]
+    return next(kind for kind in kinds if getattr(kind, "family", None) == family)
+
+
+def fingerprint(config: Any) -> str:
+    """The identity of a network: sha256 over family, family version and config."""
+    return sha256_json([config.family, config.family_version, config.model_dump(mode="json")])
+
+
+def _family(name: str) -> Any:
+    return importlib.import_module(f"stemma.models.{name}")
+
+
+def build(
+    name: str,
+    *,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype | None = None,
+    **numbers: Any,
+) -> LanguageModel:
+    """Build a model with fresh weights, from a family and its numbers or from a preset.
+
+    `build("llama", width=64, depth=2, num_heads=4, vocab_size=256)`; numbers given with a preset
+    replace the preset's. Weights are a function of seed and parameter name alone. Raises
+    UsageError for an unknown name, an unknown key, or numbers that do not fit together.
+    """
+    family, chosen = _choose(name, numbers)
+    config = _config(family, chosen)
+    model = _on_meta(family, config).to(_dtype(dtype))
+    model.to_empty(device=pick(str(device)))
+    initialise(model, seed=seed, std=config.initial_std, depth=config.depth)
+    return model
+
+
+def _choose(name: str, numbers: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Family and numbers; a family's own name with no numbers means the preset of that name."""
+    known = presets()
+    if name in families() and (numbers or name not in known):
+        return name, dict(numbers)
+    if name not in known:
+        fix = nearest(name, [*families(), *known])
+        raise UsageError(f"unknown family or preset {name!r}", place="name", fix=fix)
+    return known[name], {**_family(known[name]).PRESETS[name], **numbers}
+
+
+def _config(family: str, numbers: Mapping[str, Any]) -> Any:
+    kind = config_class(family)
+    try:
+        return kind(**numbers)
+    except ValidationError as error:
+        raise _complaint(error, family, kind) from error
+
+
+def _complaint(error: ValidationError, name: str, kind: type[StrictModel]) -> UsageError:
+    """The first of pydantic's complaints in one line."""
+    first = error.errors(include_url=False)[0]
+    key = str(first["loc"][0]) if first["loc"] else ""
+    place = f"{name}: {key}" if key else name
+    if first["type"] == "extra_forbidden":
+        return UsageError("unknown key", place=place, fix=nearest(key, kind.model_fields))
+    if first["type"] == "missing":
+        return UsageError("a number is missing", place=place, fix=f"give {key}=…")
+    what = first["msg"].removeprefix("Value error, ")
+    got = f" (got {first['input']!r:.60})" if key else ""
+    return UsageError(what[:1].lower() + what[1:] + got, place=place, fix="correct it")
+
+
+def _on_meta(family: str, config: Any) -> LanguageModel:
+    """A model whose parameters have shapes but no memory yet."""
+    with torch.device("meta"):
+        model: LanguageModel = _family(family).build(config)
+    return model
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+    if dtype is None:
+        return torch.float32
+    found = DTYPES.get(str(dtype).removeprefix("torch."))
+    if found is None:
+        fix = nearest(str(dtype), DTYPES)
+        raise UsageError(f"unknown dtype {dtype!r}", place="dtype", fix=fix)
+    return found
+
+
+def load(
+    model: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype | None = None,
+) -> tuple[LanguageModel, Tokenizer | None]:
+    """Load a model in evaluation mode, and its tokenizer; None where the folder has none.
+
+    `model` is a Hugging Face folder, a run folder (its last stage that made a model), a stage of
+    one, or the name of a catalogue asset, which is pulled if needed. Weights are converted to
+    `dtype`, float32 unless given. Raises UsageError where there is no such model, ModelError
+    where its files are not sound.
+    """
+    target, wanted = pick(str(device)), _dtype(dtype)
+    foreign = read_folder(find_model(model), dtype=wanted)
+    network = _on_meta(foreign.family, _config(foreign.family, foreign.numbers))
+    network.load_state_dict(foreign.state, assign=True)
+    object.__setattr__(network, "generation", foreign.generation)  # no parameter, no submodule
+    return network.to(target).eval(), foreign.tokenizer
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """The tokenizer of a folder. Raises ModelError where it has none."""
+    tokenizer = read_tokenizer(Path(folder))
+    if tokenizer is None:
+        raise ModelError("has no tokenizer.json", place=folder, fix="name a folder that has one")
+    return tokenizer
+
+
+def info(model: str | Path) -> dict[str, Any]:
+    """Facts about a model from its files' headers; no weight is read."""
+    facts = describe(find_model(model))
+    known = assets.catalogue()
+    return facts | ({"licence": known[str(model)].licence} if str(model) in known else {})
+
+
+def find_model(model: str | Path) -> Path:
+    """The Hugging Face folder that a model's name stands for; an asset is pulled if needed."""
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return _folder_of(path)
+    if path.exists():
+        raise _plain_file(path)
+    return _pulled(str(model))
+
+
+def _pulled(name: str) -> Path:
+    """The folder of a catalogue asset; what cannot be a model is refused before it is fetched."""
+    known = assets.catalogue()
+    if name not in known:
+        fix = f"give a folder, or the name of an asset: {nearest(name, known)}"
+        raise UsageError("no such model", place=name, fix=fix)
+    asset = known[name]
+    if asset.kind != "model":
+        what = f"an asset of kind {asset.kind}, not a model"
+        raise UsageError(what, place=name, fix="see `stemma list assets`")
+    if all(pattern.endswith(".gguf") for pattern in asset.files):
+        raise _plain_file(Path(asset.files[0]), place=f"asset {name}")
+    folder = assets.pull(name)
+    if not (folder / "config.json").exists():
+        for path in sorted(folder.rglob("*.gguf")):
+            raise _plain_file(path)
+    return folder
+
+
+def _folder_of(path: Path) -> Path:
+    """A folder itself, a stage's `final/`, or that of a run's last stage that has one."""
+    final = path / "final"
+    if (final / "config.json").is_file():
+        return final
+    if (path / "recipe.yaml").is_file():
+        for stage in reversed(_stages(path / "recipe.yaml")):
+            if (path / stage / "final" / "config.json").is_file():
+                return path / stage / "final"
+        fix = "run the recipe until a stage has made a model"
+        raise ModelError("no stage of this run has made a model yet", place=path, fix=fix)
+    if (path / "steps").is_dir():
+        fix = "run the recipe again to go on"
+        raise ModelError("this stage is not finished", place=path, fix=fix)
+    return path
+
+
+def _stages(recipe: Path) -> list[str]:
+    """The names of a recipe's stages in order."""
+    root = read_yaml(recipe)
+    stages = root.value.get("stages") if isinstance(root.value, dict) else None
+    if stages is None or not isinstance(stages.value, dict):
+        raise UsageError("has no stages", place=recipe, fix="name the folder of a model itself")
+    return list(stages.value)
+
+
+def _plain_file(path: Path, *, place: str = "") -> ModelError:
+    """Why a plain file is no model; pickle files are refused by what they are."""
+    if path.suffix == ".gguf":
+        what = "GGUF files cannot be read yet by this version"
+        fix = "give the Hugging Face folder of the model"
+        return ModelError(what, place=place or path, fix=fix)
+    refuse_pickle(path)
+    what = "a model is a folder with config.json, not one file"
+    return ModelError(what, place=path, fix=f"give its folder ({path.parent})")
+
+
+def save(
+    model: LanguageModel,
+    tokenizer: Tokenizer | None,
+    path: str | Path,
+    *,
+    format: str = "hf",
+    overwrite: bool = False,
+) -> None:
+    """Write a model and its tokenizer as a folder that transformers loads too.
+
+    The generation settings that the model was loaded with go along. Raises UsageError for an
+    unknown format, for an existing target, and for one that holds other files.
+    """
+    if format not in FORMATS:
+        raise UsageError(f"unknown format {format!r}", place="format", fix=nearest(format, FORMATS))
+    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    write_folder(
+        Path(path), model.config, state, tokenizer, _generation(model), overwrite=overwrite
+    )
+
+
+@overload
+def generate(model: LanguageModel, tokenizer: Tokenizer, prompt: str, **settings: Any) -> str: ...
+@overload
+def generate(
+    model: LanguageModel, tokenizer: Tokenizer, prompt: Sequence[str], **settings: Any
+) -> list[str]: ...
+def generate(
+    model: LanguageModel, tokenizer: Tokenizer, prompt: str | Sequence[str], **settings: Any
+) -> str | list[str]:
+    """Continue a text and return what is new; a list of prompts gives a list of texts.
+
+    `settings` are the fields of `Sampling`: `max_new_tokens`, `temperature` (0 takes the
+    likeliest token), `top_p`, `top_k`, `min_p`, `seed`, `stop`, …; those not given come from the
+    model's own recommendation. Raises UsageError for an unknown setting, or a prompt longer than
+    the model's context.
+    """
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not all(isinstance(text, str) for text in prompts):
+        what = "a prompt must be text; messages need a chat template, which comes later"
+        raise UsageError(what, place="prompt")
+    answers = continue_prompts(model, tokenizer, prompts, sampling(model, **settings))
+    texts = [answer.text for answer in answers]
+    return texts[0] if isinstance(prompt, str) else texts
+
+
+def sampling(model: LanguageModel, **settings: Any) -> Sampling:
+    """How to sample from a model: what is given, else what its `generation_config.json` says.
+
+    A file that says anything of sampling is taken to leave the rest neutral, as transformers
+    does; with none, the defaults of `Sampling` hold. Raises UsageError for a setting of yours,
+    ModelError for one of the file's.
+    """
+    own = _generation(model)
+    found = {key: own[key] for key in SETTINGS if own.get(key) is not None}
+    if found or own.get("do_sample"):
+        found = {"temperature": 1.0, "top_p": 1.0, **found}
+    if own.get("do_sample") is False:
+        found = {"temperature": 0.0}
+    try:
+        given = Sampling(**settings)  # a mistake of the caller's comes before one of the file's
+        return Sampling(**{**found, **given.model_dump(include=set(settings))})
+    except ValidationError as error:
+        complaint = _complaint(error, "sampling", Sampling)
+        key = complaint.place.rpartition(" ")[2]
+    if key in found and key not in settings:
+        place = f"generation_config.json: {key}"
+        raise ModelError(complaint.what, place=place, fix=f"give {key}=…")
+    raise complaint
+
+
+def _generation(model: LanguageModel) -> dict[str, Any]:
+    """The generation settings that `load` left on the model; none where it was built."""
+    found: dict[str, Any] = getattr(model, "generation", {})
+    return found

@@ -1,0 +1,1 @@
+"""Configuration, errors, files, assets, the machine: no mathematics, no policy."""

@@ -1,0 +1,76 @@
+"""The machine: which device, how many threads, how much memory was needed.
+
+Torch is imported by the functions that need it, so that `stemma --help` does not pay for it.
+"""
+
+import os
+import platform
+import resource
+import sys
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from stemma.core.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+LIBRARIES = ("torch", "numpy", "tokenizers", "safetensors", "pydantic", "pyarrow")
+
+
+def pick(name: str) -> "torch.device":
+    """Turn `auto`, `cpu`, `cuda`, `cuda:1`, `mps` into a device that is really there."""
+    import torch  # noqa: PLC0415
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        fix = "use device=cpu or device=auto"
+        raise UsageError(f"no such device here ({name})", place="device", fix=fix) from error
+    return device
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has held at once, so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def processor() -> str:
+    """The processor's own name where the system tells it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def machine() -> dict[str, Any]:
+    """What a result depends on and a reader wants to know: no host name, no user, no path."""
+    import torch  # noqa: PLC0415
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        memory = 0
+    return {
+        "platform": f"{platform.system()} {platform.machine()}",
+        "processor": processor(),
+        "cores": cores,
+        "threads": torch.get_num_threads(),
+        "memory_bytes": memory,
+        "mkl_cbwr": os.environ.get("MKL_CBWR", ""),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide what a run computes."""
+    found = {name: metadata.version(name) for name in LIBRARIES}
+    return {"stemma": metadata.version("stemma-lm"), "python": platform.python_version()} | found

@@ -1,0 +1,113 @@
+"""Files that are whole or absent: written beside their place, synced, then renamed.
+
+The order data fsync, rename, folder fsync is what survives a power cut; a crash at any point
+leaves the old file. Operating-system refusals become a `ResourceError` that names the path.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from stemma.core.errors import ResourceError
+
+REASONS = {
+    errno.ENOSPC: ("the disk is full", "free some space and run the same command again"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space and run the same command again"),
+    errno.EFBIG: ("the file is larger than the limit set for it", "raise `ulimit -f`"),
+    errno.EROFS: ("the file system is read-only", "choose another place with out=FOLDER"),
+    errno.EACCES: ("permission denied", "choose another place or change its permissions"),
+    errno.EPERM: ("permission denied", "choose another place or change its permissions"),
+    errno.EMFILE: ("too many open files", "raise `ulimit -n`"),
+    errno.EIO: ("the disk reports an input/output error", "check the disk"),
+}
+
+
+def resource_error(error: OSError, path: object) -> ResourceError:
+    """The one-line error for an operating-system refusal at `path`."""
+    what, fix = REASONS.get(error.errno or 0, (error.strerror or str(error), ""))
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        what += f" ({free_bytes(Path(str(path)))} bytes free)"
+    return ResourceError(what, place=path, fix=fix)
+
+
+def free_bytes(path: Path) -> int:
+    """Free bytes on the file system of `path`, or of its nearest parent that exists."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Open a file that appears at `path` only if the block ends well.
+
+    Raises ResourceError where the machine refuses; the old file, if any, is then untouched.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        encoding = None if "b" in mode else "utf-8"
+        with open(partial, mode, encoding=encoding, newline=None if "b" in mode else "\n") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise resource_error(error, path) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file, whole or not at all."""
+    with atomic_file(path, "w") as file:
+        file.write(text)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, whole or not at all; NaN is refused because JSON has none."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def sha256_file(path: Path) -> str:
+    """The sha256 of a file, read once in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """The sha256 of a JSON value in one canonical spelling (sorted keys, no spaces)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def require_writable(folder: Path) -> None:
+    """Create `folder` and prove that a file can be written there, before any work starts."""
+    folder = Path(folder)
+    probe = folder / f".probe.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise resource_error(error, folder) from error

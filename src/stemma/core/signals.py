@@ -1,0 +1,54 @@
+"""Signals during training: the first one asks, the second one leaves.
+
+SIGTERM and Ctrl-C set a request that the loop reads at the next step boundary, saves, and stops.
+A second signal means now.
+"""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+from stemma.core.errors import StoppedError
+
+AGAIN = "run the same command again to go on from there"
+
+
+@dataclass
+class Request:
+    """Whether, and by which signal, the run was asked to stop."""
+
+    number: int = 0
+
+    def raise_stop(self, step: int) -> None:
+        """Leave with the exit code of the signal, once the state is on disk."""
+        if self.number == signal.SIGINT:
+            raise KeyboardInterrupt(f"stopped after step {step}, state saved; {AGAIN}")
+        raise StoppedError(f"stopped after step {step}, state saved", fix=AGAIN)
+
+
+def stop_now(number: int, frame: FrameType | None) -> None:
+    """Handler for work that has no step boundary: what it made so far is redone next time."""
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt(AGAIN)
+    raise StoppedError("stopped by a signal", fix=AGAIN)
+
+
+@contextmanager
+def graceful() -> Iterator[Request]:
+    """Collect SIGTERM and SIGINT while the block runs; the old handlers come back after it."""
+    request = Request()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if request.number:
+            stop_now(number, frame)
+        request.number = number
+
+    watched = (signal.SIGTERM, signal.SIGINT)
+    previous = {number: signal.signal(number, ask) for number in watched}
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

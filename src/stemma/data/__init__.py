@@ -1,0 +1,1 @@
+"""Documents, tokenizer, token store, packing, order: everything before the first tensor."""

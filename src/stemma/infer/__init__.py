@@ -1,0 +1,1 @@
+"""Writing with a model: sampling and the decode loop."""

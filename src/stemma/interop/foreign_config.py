@@ -1,0 +1,127 @@
+"""The `config.json` of a Hugging Face folder: what it may say, and what it says in our numbers.
+
+Every setting that would change an equation is either read or refused by name; a key that asks for
+code from the folder is refused, and nothing of it is ever imported. Keys that change no equation
+are let pass, those that no list here knows with a line in the log.
+"""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from stemma.core.errors import ModelError
+from stemma.interop.tables import tables
+
+log = logging.getLogger(__name__)
+
+RUNS_CODE = ("auto_map", "trust_remote_code", "_attn_implementation_internal", "custom_pipelines")
+FIXED: Mapping[str, tuple[Any, ...]] = {
+    "is_encoder_decoder": (False,),
+    "quantization_config": (None,),
+    "compression_config": (None,),
+    "per_layer_config": (None, {}),
+    "pruned_heads": ({}, None),
+}
+HARMLESS = frozenset(
+    "architectures model_type torch_dtype dtype transformers_version use_cache bos_token_id "
+    "eos_token_id pad_token_id _name_or_path return_dict output_hidden_states output_attentions "
+    "chunk_size_feed_forward id2label label2id problem_type torchscript use_bfloat16 "
+    "_attn_implementation attn_implementation tie_last_hidden_states gradient_checkpointing".split()
+)
+
+
+def refuse_code(foreign: Mapping[str, Any], path: Path) -> None:
+    """Raise ModelError, naming the key, where a file wants code from the folder to run."""
+    for key in RUNS_CODE:
+        if foreign.get(key):
+            raise ModelError(
+                "asks for code that lies with the model, which is never run",
+                place=f"{path}: {key}",
+                fix="use a model of a known architecture, or remove the key if it is not needed",
+            )
+
+
+def find_family(foreign: Mapping[str, Any], path: Path) -> str:
+    """The family whose table fits `model_type` and `architectures`; ModelError where none does."""
+    known = {table.MODEL_TYPE: name for name, table in tables().items()}
+    model_type = foreign.get("model_type")
+    if not isinstance(model_type, str) or model_type not in known:
+        raise ModelError(
+            f"unknown model type {model_type!r}",
+            place=f"{path}: model_type",
+            fix=f"known: {', '.join(sorted(known))}",
+        )
+    family = known[model_type]
+    wanted = tables()[family].ARCHITECTURE
+    if foreign.get("architectures") not in (None, [wanted]):
+        raise ModelError(
+            f"found architecture {foreign['architectures']}, wanted {wanted!r}",
+            place=f"{path}: architectures",
+            fix="give a checkpoint of the causal language model",
+        )
+    return family
+
+
+def read_config(foreign: Mapping[str, Any], path: Path) -> tuple[str, Any]:
+    """Family and config of ours from a parsed `config.json`.
+
+    Raises ModelError that names the key for anything we cannot compute exactly.
+    """
+    refuse_code(foreign, path)
+    family = find_family(foreign, path)
+    table = tables()[family]
+    for key, allowed in {**FIXED, **table.FIXED}.items():
+        if key in foreign and foreign[key] not in allowed:
+            raise ModelError(
+                f"{foreign[key]!r} is not supported, only {allowed[0]!r}",
+                place=f"{path}: {key}",
+                fix="use another model",
+            )
+    _log_unknown(foreign, table)
+    try:
+        numbers = table.config_from_foreign(foreign)
+    except KeyError as error:
+        place = f"{path}: {error.args[0]}"
+        raise ModelError("the key is missing", place=place, fix="add it") from error
+    except ValueError as error:
+        raise ModelError(str(error), place=path, fix="use another model") from error
+    try:
+        return family, table.CONFIG(**numbers)
+    except ValidationError as error:
+        raise _refused(error, table, path) from error
+
+
+def _log_unknown(foreign: Mapping[str, Any], table: Any) -> None:
+    known = {theirs for theirs, _ in table.KEYS.values()}
+    known |= HARMLESS | table.HARMLESS | FIXED.keys() | table.FIXED.keys() | set(RUNS_CODE)
+    if unknown := sorted(foreign.keys() - known):
+        log.warning("config.json: keys without effect here: %s", ", ".join(unknown[:10]))
+
+
+def _refused(error: ValidationError, table: Any, path: Path) -> ModelError:
+    """The first complaint of pydantic in the words of the file."""
+    first = error.errors(include_url=False)[0]
+    ours = str(first["loc"][0]) if first["loc"] else ""
+    theirs = table.KEYS[ours][0] if ours in table.KEYS else ours
+    what = first["msg"].removeprefix("Value error, ")
+    got = f" (got {first['input']!r:.60})" if ours else ""
+    place = f"{path}: {theirs}" if ours else path
+    return ModelError(what[:1].lower() + what[1:] + got, place=place, fix="correct config.json")
+
+
+def write_config(config: Any, *, dtype: str, special_ids: Mapping[str, Any]) -> dict[str, Any]:
+    """The `config.json` of one of our configs, for transformers 4 and 5 alike."""
+    table = tables()[config.family]
+    foreign = {
+        "architectures": [table.ARCHITECTURE],
+        "model_type": table.MODEL_TYPE,
+        **table.config_to_foreign(config),
+        **special_ids,
+        "dtype": dtype,
+        "torch_dtype": dtype,  # the name of `dtype` before transformers 4.56
+        "use_cache": True,
+    }
+    return dict(sorted(foreign.items()))

@@ -1,0 +1,55 @@
+"""Stage `curate`: from files to documents, split into training and held-out by whole documents."""
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from stemma.core.config import StrictModel
+from stemma.core.files import write_json
+from stemma.data.curate import CurateOptions, Holdout, RejectFile, curate
+from stemma.data.documents import ReadOptions, read_documents
+from stemma.pipeline.work import Work
+
+VERSION = 1
+
+
+class CurateStage(StrictModel):
+    """Read documents, drop the empty and the repeated, hold a part out."""
+
+    REFERENCES: ClassVar[dict[str, tuple[str, ...]]] = {}
+    UNSEEN: ClassVar[frozenset[str]] = frozenset({"minutes"})
+
+    kind: Literal["curate"] = Field(description="the kind of stage")
+    inputs: tuple[str, ...] = Field(description="folders, files, globs, or asset:NAME")
+    text_key: str = Field(default="text", description="key or column that holds the text")
+    bad_lines: Literal["error", "skip"] = Field(
+        default="error", description="stop at the first bad line, or list it in rejects.jsonl"
+    )
+    max_document_bytes: int = Field(
+        default=64 << 20, ge=1, description="a longer document is a bad one"
+    )
+    drop_duplicates: bool = Field(default=True, description="keep one of equal documents")
+    holdout: Holdout = Field(default=Holdout(), description="what is kept from training")
+    minutes: float | None = Field(default=None, ge=0, description="budget, printed beforehand")
+
+
+def run(stage: CurateStage, work: Work, groups: list[tuple[Path, list[Path]]]) -> dict[str, Any]:
+    """Write train.jsonl, heldout.jsonl, dropped.jsonl, rejects.jsonl and ledger.json."""
+    options = ReadOptions(
+        text_key=stage.text_key,
+        bad_lines=stage.bad_lines,
+        max_document_bytes=stage.max_document_bytes,
+    )
+    chosen = CurateOptions(holdout=stage.holdout, drop_duplicates=stage.drop_duplicates)
+    with RejectFile(work.folder / "rejects.jsonl") as rejects:
+        documents = (
+            document
+            for root, files in groups
+            for document in read_documents(files, options, rejects, root)
+        )
+        ledger = curate(documents, chosen, work.folder)
+        ledger.rejected_lines = rejects.count
+    summary = ledger.to_json()
+    write_json(work.folder / "ledger.json", {"format_version": 1, **summary})
+    return summary

@@ -1,0 +1,77 @@
+"""Stage `evaluate`: bits per byte on the held-out documents, beside baselines that are easy to beat
+and one that is not."""
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from stemma.core.config import StrictModel
+from stemma.core.errors import DataError
+from stemma.core.files import write_json
+from stemma.core.progress import progress
+from stemma.data.curate import read_texts
+from stemma.eval.baselines import baselines
+from stemma.eval.bits_per_byte import bits_per_byte
+from stemma.eval.statistics import bootstrap_interval
+from stemma.pipeline.work import Work
+
+VERSION = 1
+
+
+class EvaluateStage(StrictModel):
+    """Score a model on held-out documents."""
+
+    REFERENCES: ClassVar[dict[str, tuple[str, ...]]] = {
+        "model": ("pretrain",),
+        "corpus": ("curate",),
+    }
+    UNSEEN: ClassVar[frozenset[str]] = frozenset({"minutes"})
+
+    kind: Literal["evaluate"] = Field(description="the kind of stage")
+    model: str = Field(description="a stage that made a model, a path, or asset:NAME")
+    corpus: str = Field(description="the curate stage whose held-out documents are scored")
+    context: int = Field(ge=2, description="tokens the model sees at once")
+    stride: int = Field(default=128, ge=1, description="tokens between two windows")
+    batch_size: int = Field(default=8, ge=1, description="windows at once")
+    baselines: bool = Field(default=True, description="score n-grams and xz on the same text")
+    minutes: float | None = Field(default=None, ge=0, description="budget, printed beforehand")
+
+
+def run(stage: EvaluateStage, work: Work) -> dict[str, Any]:
+    """Write scores.json."""
+    train, heldout = work.corpus(stage.corpus)
+    texts = list(read_texts(heldout))
+    if not texts:
+        raise DataError("no held-out documents", place=heldout, fix="set holdout.fraction above 0")
+    model, tokenizer = work.model(stage.model)
+    with progress(work.name, 1.0) as update:
+        score = bits_per_byte(
+            model,
+            tokenizer,
+            texts,
+            context=stage.context,
+            stride=stage.stride,
+            batch_size=stage.batch_size,
+            on_progress=lambda done, total: update(done / total),
+        )
+    low, high = bootstrap_interval(score.chunks, seed=work.seed)
+    rows: list[dict[str, Any]] = [
+        {
+            "name": "model",
+            "bits_per_byte": score.bits_per_byte,
+            "interval": [low, high],
+            "note": f"context {stage.context}, stride {stage.stride}",
+        }
+    ]
+    if stage.baselines:
+        found = baselines(list(read_texts(train)), texts, tokenizer, tokenizer.vocab_size)
+        rows += [
+            {"name": b.name, "bits_per_byte": b.bits_per_byte, "interval": None, "note": b.note}
+            for b in found
+        ]
+    summary = {
+        "heldout": {"documents": len(texts), "bytes": score.bytes, "tokens": score.tokens},
+        "scores": rows,
+    }
+    write_json(work.folder / "scores.json", {"format_version": 1, **summary})
+    return summary

@@ -1,0 +1,103 @@
+"""`stemma init`: a commented recipe for a folder of someone's own documents, sized to them."""
+
+import math
+from pathlib import Path
+
+from stemma.core.errors import UsageError
+from stemma.core.files import atomic_file
+from stemma.data.sources import find_files
+
+TEMPLATE = """\
+# {name}: a small language model of the documents in {shown}
+# Run it:      stemma run {file}
+# Try a value: stemma run {file} base.tokens=200k --dry-run
+# Found when this file was written: {count} files, {megabytes:.2f} MB.
+
+name: {name}            # the run folder is runs/{name}
+seed: 0                 # everything that draws draws from this
+
+stages:
+  corpus:               # documents in, split into training and held-out
+    kind: curate
+    inputs: [{quoted}]  # folders, files, globs; seen from this file's folder
+    text_key: text      # the key of JSONL lines and the column of Parquet that hold the text
+    bad_lines: skip     # list bad lines in rejects.jsonl and go on; `error` stops at the first
+    holdout: {{fraction: 0.1}}   # whole documents kept from training, to score on
+
+  tokenizer:            # a byte-level BPE vocabulary, learned from the training documents
+    kind: tokenizer
+    corpus: corpus
+    vocab_size: {vocab_size}
+
+  base:                 # the network, trained on next tokens
+    kind: pretrain
+    corpus: corpus
+    tokenizer: tokenizer
+    model: {{family: llama, width: {width}, depth: {depth}, num_heads: {heads}, tied: true}}
+    context: 256        # tokens the network sees at once
+    tokens: {tokens}    # about {epochs:.1f} passes over the documents
+    batch_tokens: 2048
+    learning_rate: 3e-3
+    schedule: {{kind: cosine, warmup: 40, floor: 0.05}}
+    checkpoint_every: 100
+    watch: {{every: 100}}
+    samples: {{every: {sample_every}}}
+
+  scores:               # bits per byte on the held-out documents, beside baselines
+    kind: evaluate
+    model: base
+    corpus: corpus
+    context: 256
+
+  export:               # a Hugging Face folder: runs/{name}/export/hf
+    kind: export
+    model: base
+"""
+
+
+def write_recipe(folder: Path, output: Path | None) -> Path:
+    """Write a recipe for the documents below `folder`; an existing file is kept (UsageError)."""
+    if not folder.is_dir():
+        raise UsageError("not a folder", place=folder, fix="name the folder of your documents")
+    files = find_files([str(folder)], folder)
+    size = sum(f.stat().st_size * (4 if f.suffix in (".gz", ".zst") else 1) for f in files)
+    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in folder.resolve().name)
+    name = name.lstrip("._-") or "my-docs"
+    path = output or Path(f"{name}.yaml")
+    if path.exists():
+        raise UsageError("the file exists", place=path, fix="remove it, or use --output FILE")
+    text = TEMPLATE.format(**numbers(name, path, folder, len(files), size))
+    with atomic_file(path, "w") as file:
+        file.write(text)
+    return path
+
+
+def numbers(name: str, path: Path, folder: Path, count: int, size: int) -> dict[str, object]:
+    """Sizes that suit a corpus of `size` bytes: small text gets a small network."""
+    vocab_size = 512 if size < 200_000 else 1024 if size < 1_000_000 else 2048
+    width, depth = (128, 3) if size < 200_000 else (192, 4) if size < 1_000_000 else (256, 5)
+    corpus_tokens = max(1, size / 3)
+    tokens = int(min(1_000_000, max(60_000, 4 * corpus_tokens)) // 1000 * 1000)
+    steps = math.ceil(tokens / 2048)
+    source = relative(folder, path.parent)
+    return {
+        "name": name,
+        "file": path,
+        "shown": folder.name or str(folder),
+        "count": count,
+        "megabytes": size / 1e6,
+        "quoted": '"' + source.replace("\\", "\\\\").replace('"', '\\"') + '"',
+        "vocab_size": vocab_size,
+        "width": width,
+        "depth": depth,
+        "heads": width // 32,
+        "tokens": f"{tokens // 1000}k",
+        "epochs": tokens / corpus_tokens,
+        "sample_every": max(1, steps // 4),
+    }
+
+
+def relative(folder: Path, start: Path) -> str:
+    """The folder as seen from the recipe where it lies below it, else in full."""
+    folder, start = folder.resolve(), start.resolve()
+    return str(folder.relative_to(start)) if folder.is_relative_to(start) else str(folder)

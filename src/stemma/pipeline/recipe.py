@@ -1,0 +1,185 @@
+"""Recipes: one YAML file of named stages, checked whole before any work starts.
+
+A stage names its inputs by an earlier stage's name, by `asset:NAME`, or by a path relative to the
+recipe. Which kind of stage it is decides its keys; each kind is a module of this room.
+"""
+
+import re
+from importlib import resources
+from pathlib import Path
+from typing import get_args
+
+from pydantic import Field, ValidationError
+
+from stemma import api
+from stemma.core import yaml_file
+from stemma.core.config import StrictModel, nearest
+from stemma.core.errors import UsageError
+from stemma.core.yaml_file import Node
+from stemma.pipeline.curate import CurateStage
+from stemma.pipeline.evaluate import EvaluateStage
+from stemma.pipeline.export import ExportStage
+from stemma.pipeline.pretrain import PretrainStage
+from stemma.pipeline.tokenizer import TokenizerStage
+
+FORMAT_VERSION = 1
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+Stage = CurateStage | TokenizerStage | PretrainStage | EvaluateStage | ExportStage
+KINDS = {str(get_args(s.model_fields["kind"].annotation)[0]): s for s in get_args(Stage)}
+
+
+class Recipe(StrictModel):
+    """A recipe as it is written."""
+
+    format_version: int = Field(default=1, description="version of the recipe format")
+    name: str = Field(description="names the run folder runs/NAME")
+    seed: int = Field(default=0, ge=0, description="seed of everything that draws")
+    out: str | None = Field(default=None, description="the run folder; default runs/NAME")
+    stages: dict[str, Stage] = Field(description="the stages by name, in the order they run")
+
+
+def shipped() -> dict[str, str]:
+    """Names of the recipes that come with the package, with the first line of each."""
+    folder = resources.files("stemma.pipeline") / "recipes"
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(".yaml")), key=lambda f: f.name)
+    return {
+        f.name.removesuffix(".yaml"): f.read_text("utf-8").splitlines()[0].lstrip("# ")
+        for f in files
+    }
+
+
+def find(name: str) -> Path:
+    """The file of a recipe: a path, or the name of a shipped one."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or path.exists():
+        if path.is_dir():
+            raise UsageError("a folder is not a recipe", place=name, fix=f"try stemma init {name}")
+        if not path.is_file():
+            near = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+            fix = nearest(path.name, near) if near else "write one with `stemma init FOLDER`"
+            raise UsageError("no such recipe", place=name, fix=fix)
+        return path
+    if name not in shipped():
+        raise UsageError("no such recipe", place=name, fix=nearest(name, shipped()))
+    return Path(str(resources.files("stemma.pipeline") / "recipes" / f"{name}.yaml"))
+
+
+def load(path: Path, overrides: list[str]) -> Recipe:
+    """Read a recipe, apply `key.path=value` overrides, and check all of it (UsageError)."""
+    root = yaml_file.read_yaml(path)
+    if not isinstance(root.value, dict):
+        raise UsageError("a recipe holds keys and values", place=path, fix="see `stemma init`")
+    check_version(root, path)
+    seen: set[str] = set()
+    for assignment in overrides:
+        key = assignment.partition("=")[0]
+        if key in seen:
+            raise UsageError(f"{key} is set twice", place=f"override {assignment}")
+        seen.add(key)
+        yaml_file.override(root, full_path(root, assignment))
+    root.value.setdefault("name", Node(path.stem, str(path)))
+    recipe = yaml_file.build(Recipe, root)
+    check_names(recipe, root)
+    check_inputs(recipe, root)
+    check_models(recipe, root)
+    return recipe
+
+
+def check_version(root: Node, path: Path) -> None:
+    """Refuse a recipe of a later format before its unknown keys confuse."""
+    entries = root.value if isinstance(root.value, dict) else {}
+    version = (
+        yaml_file.parse_number(str(entries["format_version"].value))
+        if ("format_version" in entries)
+        else FORMAT_VERSION
+    )
+    if isinstance(version, int | float) and version > FORMAT_VERSION:
+        raise UsageError(
+            f"format_version {version} is newer than the {FORMAT_VERSION} this version knows",
+            place=yaml_file.at(root, "format_version"),
+            fix="update stemma-lm",
+        )
+
+
+def full_path(root: Node, assignment: str) -> str:
+    """`base.tokens=1` means `stages.base.tokens=1`: overrides name a stage directly."""
+    first = re.split(r"[.=]", assignment, maxsplit=1)[0]
+    stages = root.value.get("stages") if isinstance(root.value, dict) else None
+    names = stages.value if stages and isinstance(stages.value, dict) else {}
+    if first in names:
+        return f"stages.{assignment}"
+    known = [*Recipe.model_fields, *names]
+    if first not in Recipe.model_fields:
+        fix = nearest(first, known)
+        raise UsageError("unknown key", place=f"override {assignment}", fix=fix)
+    return assignment
+
+
+def check_names(recipe: Recipe, root: Node) -> None:
+    """Names become folders, so they must be plain words."""
+    places = {"name": recipe.name}
+    for key, name in [*places.items(), *((f"stages.{s}", s) for s in recipe.stages)]:
+        if not NAME.fullmatch(name):
+            what = f"{name!r} cannot name a folder"
+            raise UsageError(what, place=f"{root.place}: {key}", fix="use letters, digits, . _ -")
+    if not recipe.stages:
+        raise UsageError("no stages", place=yaml_file.at(root, "stages"), fix="see `stemma init`")
+
+
+def stage_node(root: Node, name: str) -> Node:
+    """The node of a stage, for messages about it."""
+    assert isinstance(root.value, dict)
+    stages = root.value["stages"]
+    assert isinstance(stages.value, dict)
+    return stages.value[name]
+
+
+def check_inputs(recipe: Recipe, root: Node) -> None:
+    """Every reference to a stage must name an earlier one of the right kind."""
+    earlier: dict[str, str] = {}
+    for name, stage in recipe.stages.items():
+        for key, kinds in type(stage).REFERENCES.items():
+            target = getattr(stage, key)
+            if target is None:
+                continue
+            if earlier.get(target) not in kinds and not is_outside(target, kinds):
+                fitting = [n for n, kind in earlier.items() if kind in kinds]
+                raise UsageError(
+                    f"no earlier stage {target!r} of kind {' or '.join(kinds)}",
+                    place=yaml_file.at(stage_node(root, name), key),
+                    fix=nearest(target, fitting) if fitting else "add one before it",
+                )
+        earlier[name] = stage.kind
+
+
+def is_outside(target: str, kinds: tuple[str, ...]) -> bool:
+    """Models may also come from a path or an asset; corpora and tokenizers only from stages."""
+    return "pretrain" in kinds and (target.startswith("asset:") or "/" in target or target == ".")
+
+
+def check_models(recipe: Recipe, root: Node) -> None:
+    """Check the numbers of a network before any stage runs, at their lines."""
+    for name, stage in recipe.stages.items():
+        if not isinstance(stage, PretrainStage) or stage.model is None:
+            continue
+        node = stage_node(root, name)
+        assert isinstance(node.value, dict)
+        numbers = node.value["model"]
+        assert isinstance(numbers.value, dict)
+        family = str(stage.model.get("family", ""))
+        if family not in api.families():
+            place = yaml_file.at(numbers, "family")
+            raise UsageError("unknown family", place=place, fix=nearest(family, api.families()))
+        for given in ("vocab_size", "context"):
+            if given in numbers.value:
+                fix = f"remove it: {'the tokenizer' if given == 'vocab_size' else 'the stage'} says"
+                raise UsageError("is not set here", place=yaml_file.at(numbers, given), fix=fix)
+        rest = {key: child for key, child in numbers.value.items() if key != "family"}
+        rest["vocab_size"] = Node("1", numbers.place)
+        rest["context"] = Node(str(stage.context), numbers.place)
+        checked = Node(rest, numbers.place, key_places=numbers.key_places)
+        try:
+            yaml_file.build(api.config_class(family), checked)
+        except ValidationError as error:  # a relation between numbers
+            raise yaml_file.from_pydantic(error, checked) from error

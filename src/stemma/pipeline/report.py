@@ -1,0 +1,263 @@
+"""One self-contained page about a run: what was made, how good it is, and how to repeat it.
+
+`report.html` needs no network, no script and no other file. It is computed from the files of the
+run folder alone, at any moment of the run: stages that have not run are shown as such. Pictures
+need matplotlib; without it the page has every number and one line that says how to get pictures.
+Nothing from the run reaches the page unescaped (`report_markup`), and a content policy in the
+page's head forbids scripts and requests in any case.
+"""
+
+import shlex
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from stemma.core.files import write_text
+from stemma.pipeline import report_facts as facts
+from stemma.pipeline import report_ledger, report_results
+from stemma.pipeline import report_words as words
+from stemma.pipeline.report_facts import RunRecord
+from stemma.pipeline.report_markup import (
+    Html,
+    element,
+    folded,
+    join,
+    pairs,
+    paragraphs,
+    row,
+    table,
+)
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+SHOWN_FILES = 400
+SHOWN_RECIPE = 60_000  # characters
+
+
+def write_report(run_folder: Path) -> Path:
+    """Write `report.html` of a run folder and return its path.
+
+    Raises UsageError where the folder is no run's, DataError where one of its files is damaged.
+    """
+    run = facts.read_run(Path(run_folder))
+    path = run.folder / "report.html"
+    write_text(path, page(run))
+    return path
+
+
+def page(run: RunRecord) -> str:
+    """The whole page."""
+    sections = [
+        ("scores", "Scores", report_results.scores(run)),
+        ("curves", "Learning curves", report_results.curves(run)),
+        ("samples", "Samples along training", report_results.samples(run)),
+        ("ledger", "Ledger", report_ledger.ledger(run)),
+        ("stages", "Stages", stages(run)),
+        ("use", "Write with the model", use(run)),
+        ("repeat", "Repeat the run", repeat(run)),
+        ("machine", "Machine and versions", machine(run)),
+        ("files", "Files and recipe", files(run)),
+    ]
+    style = (resources.files("stemma.pipeline") / "report.css").read_text("utf-8")
+    head = element(
+        "head",
+        Html('<meta charset="utf-8">'),
+        Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
+        Html('<meta name="color-scheme" content="light dark">'),
+        Html(f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'),
+        element("title", f"{run.name}: run report"),
+        element("style", Html(style)),
+    )
+    body = (
+        element("section", element("h2", title), content, id=key)
+        for key, title, content in sections
+    )
+    links = (element("a", title, href=f"#{key}") for key, title, _ in sections)
+    version = facts.mapping(run.about.get("versions")).get("stemma")
+    footer = element("p", f"Written by stemma {version or ''}".strip() + ".", class_="quiet")
+    main = element("main", header(run, links), *body, element("footer", footer))
+    document = element("html", head, element("body", main), lang="en")
+    return f"<!doctype html>\n{document}\n"
+
+
+def header(run: RunRecord, links: Any) -> Html:
+    """Name, the summary in a few sentences, the main figures, and the contents."""
+    unfinished = words.progress_words(run)
+    said = (words.made_words(run), words.score_words(run), words.cost_words(run))
+    return element(
+        "header",
+        element("p", "Run report", class_="over"),
+        element("h1", run.name),
+        element("p", unfinished, class_="state") if unfinished else None,
+        element("div", paragraphs(*said), class_="lead"),
+        element("dl", *main_figures(run), class_="figures"),
+        element("nav", *links, aria_label="Contents"),
+    )
+
+
+def main_figures(run: RunRecord) -> list[Html]:
+    """The few numbers that a reader looks for first; those not there yet are left out."""
+    evaluated, trained = run.last("evaluate"), run.last("pretrain")
+    found = words.standing(run, evaluated) if evaluated else None
+    entries: list[tuple[str, str, str | None]] = []
+    if found:
+        value = words.digits(found.model["bits_per_byte"])
+        entries.append(("bits per byte, held-out text", value, "own"))
+        if found.baseline:
+            bar = words.digits(found.baseline["bits_per_byte"])
+            entries.append((f"best baseline, {found.baseline['name']}", bar, None))
+    if trained:
+        entries += [
+            ("parameters", words.short(trained.summary.get("parameters")), None),
+            ("tokens trained on", words.short(trained.summary.get("tokens")), None),
+        ]
+    if run.stages:
+        entries += [
+            ("all stages together", words.duration(run.seconds), None),
+            ("most memory at once", words.size(run.peak_memory), None),
+        ]
+    return [
+        element("div", element("dt", term), element("dd", value), class_=kind)
+        for term, value, kind in entries
+    ]
+
+
+def stages(run: RunRecord) -> Html:
+    """Every stage of the recipe with its cost."""
+    classes = (None, None, "number", "number", "what", "mono")
+    rows = []
+    for name in run.order:
+        stage = run.stages.get(name)
+        if stage is None:
+            rows.append(row([name, "not run yet", *[""] * 4], classes=classes, class_="waiting"))
+            continue
+        cells = [
+            name,
+            stage.status,
+            words.duration(stage.seconds),
+            words.size(stage.peak_memory),
+            words.result_words(run, stage),
+            str(stage.record.get("fingerprint", ""))[:12],
+        ]
+        rows.append(row(cells, classes=classes))
+    total = ["together", "", words.duration(run.seconds), words.size(run.peak_memory), "", ""]
+    return table(
+        ["stage", "state", "time", "peak memory", "result", "fingerprint"],
+        [*rows, row(total, classes=classes, class_="total")],
+        classes=(None, None, "number", "number"),
+        caption="Stages in their order",
+    )
+
+
+def use(run: RunRecord) -> Html:
+    """How to write with the model, at the command line and in Python."""
+    if not run.last("pretrain"):
+        return element("p", words.waiting(run, "pretrain", "A model"), class_="quiet")
+    place, prompt = shown_place(run.folder), example_prompt(run)
+    python = (
+        "import stemma\n\n"
+        f"model, tokenizer = stemma.load({place!r})\n"
+        f"print(stemma.generate(model, tokenizer, {prompt!r}, max_new_tokens=100, seed=0))"
+    )
+    return join(
+        [
+            code(f"stemma generate {shlex.quote(place)} --prompt {shlex.quote(prompt)}"),
+            element("p", "The same in Python:"),
+            code(python),
+        ]
+    )
+
+
+def repeat(run: RunRecord) -> Html:
+    """The exact commands that made the run."""
+    given = [run.about.get("command")]
+    for stage in run.stages.values():
+        found = stage.record.get("commands")
+        given += found if isinstance(found, list) else []
+    commands = list(dict.fromkeys(str(command) for command in given if command))
+    said = (
+        f"Seed {run.about.get('seed')}. On another machine or with other versions, numbers differ"
+    )
+    return join(
+        [
+            code("\n".join(commands)) if commands else None,
+            element("p", f"{said}numbers may differ in their last digits.", class_="quiet"),
+        ]
+    )
+
+
+def code(text: str) -> Html:
+    """Lines to type."""
+    return element("pre", element("code", text), tabindex="0")
+
+
+def shown_place(folder: Path) -> str:
+    """The run folder as one would type it from here."""
+    folder = folder.resolve()
+    here = Path.cwd()
+    return str(folder.relative_to(here)) if folder.is_relative_to(here) else str(folder)
+
+
+def example_prompt(run: RunRecord) -> str:
+    """The first prompt of the samples where it fits on a line."""
+    prompts = [s.get("prompt") for stage in run.of_kind("pretrain") for s in stage.samples]
+    fitting = [p for p in prompts if isinstance(p, str) and 0 < len(p) <= 60 and p.isprintable()]
+    return fitting[0] if fitting else "Once upon a time"
+
+
+MACHINE_ROWS = {
+    "platform": "platform",
+    "processor": "processor",
+    "cores": "cores",
+    "threads": "threads",
+    "memory_bytes": "memory",
+    "accelerator": "accelerator",
+    "mkl_cbwr": "MKL_CBWR",
+}
+
+
+def machine(run: RunRecord) -> Html:
+    """Where the run was made and with what."""
+    found = facts.mapping(run.about.get("machine"))
+    versions = facts.mapping(run.about.get("versions"))
+    about = [
+        (name, words.size(found[key]) if key == "memory_bytes" else str(found[key]))
+        for key, name in MACHINE_ROWS.items()
+        if found.get(key)
+    ]
+    lists = [pairs(about), pairs((str(name), str(v)) for name, v in versions.items())]
+    return element("div", *lists, class_="columns")
+
+
+def files(run: RunRecord) -> Html:
+    """Hashes of what the stages wrote, and the recipe as it was run."""
+    rows = [
+        row(
+            [f"{stage.name}/{path}", words.size(about.get("bytes")), str(about.get("sha256"))],
+            classes=(None, "number", "mono"),
+        )
+        for stage in run.stages.values()
+        for path, about in facts.mapping(stage.record.get("outputs")).items()
+        if isinstance(about, dict)
+    ]
+    cut = element("p", f"{len(rows) - SHOWN_FILES} more files are listed in stage.json.")
+    listed = table(
+        ["file", "size", "sha256"],
+        rows[:SHOWN_FILES],
+        classes=(None, "number", None),
+        caption="Files of the run",
+    )
+    recipe = (
+        code(words.shortened(run.recipe, SHOWN_RECIPE))
+        if run.recipe
+        else element("p", "No recipe.")
+    )
+    return join(
+        [
+            folded(
+                f"Sizes and hashes of {words.counted(len(rows), 'file')}",
+                listed,
+                cut if len(rows) > SHOWN_FILES else None,
+            ),
+            folded("The recipe as it was run", recipe),
+        ]
+    )

@@ -1,0 +1,349 @@
+"""Running a recipe: skip what is complete, go on with what is half done, overwrite nothing else.
+
+A stage's fingerprint covers its settings, the fingerprints of its inputs, the seed and a version
+of its kind that is raised by hand when its results would change. `stage.json` is the stage's
+record; a folder without one was not made by a run and is never touched.
+"""
+
+import json
+import shlex
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stemma.core import device as machine
+from stemma.core.errors import StemmaError, UsageError
+from stemma.core.files import (
+    require_writable,
+    sha256_file,
+    sha256_json,
+    write_json,
+    write_text,
+)
+from stemma.pipeline import curate, evaluate, export, pretrain, tokenizer
+from stemma.pipeline.recipe import Recipe, Stage
+from stemma.pipeline.report import write_report
+from stemma.pipeline.work import Input, Work, document_files, file_hashes, outside_model
+
+FORMAT_VERSION = 1
+KINDS: dict[str, Any] = {
+    "curate": curate,
+    "tokenizer": tokenizer,
+    "pretrain": pretrain,
+    "evaluate": evaluate,
+    "export": export,
+}
+SCRATCH = ("steps", "data")  # folders of a stage whose files are not results
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recipe on its way to a folder. Paths in the recipe are seen from `root`."""
+
+    recipe: Recipe
+    root: Path
+    out: Path
+    recipe_text: str
+    command: list[str]
+    until: str | None = None
+    fresh: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage with its fingerprint, and what the folder says about it."""
+
+    name: str
+    stage: Stage
+    fingerprint: str
+    inputs: dict[str, str]
+    state: str  # new, complete, half done, changed
+    why: str = ""
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """A stage's record, or None where there is none. Raises UsageError for a newer format."""
+    path = folder / "stage.json"
+    if not path.exists():
+        return None
+    try:
+        record: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        version = record["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        fix = "remove the folder, or run with --fresh"
+        raise UsageError(f"not a stage's record ({error})", place=path, fix=fix) from error
+    if version > FORMAT_VERSION:
+        what = f"format_version {version} is newer than the {FORMAT_VERSION} this version knows"
+        raise UsageError(what, place=path, fix="update stemma-lm")
+    return record
+
+
+def settings(stage: Stage) -> dict[str, Any]:
+    """What of a stage's configuration decides its result."""
+    return {k: v for k, v in stage.model_dump(mode="json").items() if k not in stage.UNSEEN}
+
+
+def intact(folder: Path, record: dict[str, Any]) -> str:
+    """Empty where every recorded output is there with its size, else the first that is not."""
+    for name, about in record.get("outputs", {}).items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != about["bytes"]:
+            return name
+    return ""
+
+
+def changes(record: dict[str, Any], stage: Stage, inputs: dict[str, str]) -> str:
+    """Which settings or inputs of a stage differ from the record, in words."""
+    old, new = record.get("config", {}), settings(stage)
+    keys = [k for k in {**old, **new} if old.get(k) != new.get(k)]
+    words = [f"{k} was {old.get(k)!r}, now {new.get(k)!r}" for k in keys[:3]]
+    words += [f"input {k}" for k in inputs if record.get("inputs", {}).get(k) != inputs[k]]
+    if not words:
+        words = ["the seed or the version of this stage's code"]
+    return "; ".join(words)
+
+
+def plan(run: Run) -> list[Planned]:
+    """Fingerprint every stage up to `until` and look at what the folder holds."""
+    planned: dict[str, Planned] = {}
+    for name, stage in run.recipe.stages.items():
+        inputs = {}
+        for key in type(stage).REFERENCES:
+            target = getattr(stage, key)
+            if target in planned:
+                inputs[target] = planned[target].fingerprint
+            elif target is not None:
+                inputs[target] = outside_model(target, run.root, out=run.out).fingerprint
+        if isinstance(stage, curate.CurateStage):
+            inputs["files"] = file_hashes(document_files(stage.inputs, run.root, out=run.out))
+        version = KINDS[stage.kind].VERSION
+        fingerprint = sha256_json([stage.kind, version, settings(stage), inputs, run.recipe.seed])
+        state, why = "new", ""
+        record = None if run.fresh else read_record(run.out / name)
+        if record is not None:
+            state, why = judge(run.out / name, record, fingerprint)
+            if state == "changed":
+                why = changes(record, stage, inputs)
+        elif (run.out / name).exists() and not (run.out / name / "stage.json").is_file():
+            what = "the folder exists and no run made it"
+            raise UsageError(what, place=run.out / name, fix="move it away, or choose out=FOLDER")
+        planned[name] = Planned(name, stage, fingerprint, inputs, state, why)
+        if name == run.until:
+            break
+    return list(planned.values())
+
+
+def judge(folder: Path, record: dict[str, Any], fingerprint: str) -> tuple[str, str]:
+    """Complete, half done, or changed."""
+    if record.get("fingerprint") != fingerprint:
+        return "changed", ""
+    if record.get("status") != "complete":
+        return "half done", ""
+    lost = intact(folder, record)
+    return ("half done", f"{lost} is missing or has another size") if lost else ("complete", "")
+
+
+def refuse_changed(run: Run, planned: list[Planned]) -> None:
+    """Results of other settings are kept unless the user says otherwise."""
+    changed = [p for p in planned if p.state == "changed"]
+    if changed and not run.overwrite:
+        raise UsageError(
+            f"made with other settings ({changed[0].why})",
+            place=run.out / changed[0].name,
+            fix="--overwrite replaces it and what follows, out=FOLDER keeps both",
+        )
+
+
+def set_aside(folder: Path) -> None:
+    """Keep one older generation of a stage under `NAME.previous`.
+
+    Only folders with a record are moved or replaced: nothing else was made by a run.
+    """
+    if not folder.exists():
+        return
+    previous = folder.with_name(folder.name + ".previous")
+    for made in (folder, previous):
+        if made.exists() and not (made / "stage.json").is_file():
+            fix = "move it away, or choose out=FOLDER"
+            raise UsageError("the folder exists and no run made it", place=made, fix=fix)
+    if previous.exists():
+        shutil.rmtree(previous)
+    folder.rename(previous)
+
+
+def execute(run: Run, say: Callable[[str], None]) -> Path:
+    """Run all stages; returns the report. `say` receives one line a stage."""
+    planned = plan(run)
+    refuse_changed(run, planned)
+    require_writable(run.out)
+    write_text(run.out / "recipe.yaml", run.recipe_text)
+    write_json(run.out / "run.json", about(run, planned))
+    folders = {p.name: run.out / p.name for p in planned}
+    for position, item in enumerate(planned, start=1):
+        head = f"[{position}/{len(planned)}] {item.name}"
+        if item.state == "complete":
+            say(f"{head}: complete, skipped")
+            continue
+        budget = item.stage.minutes
+        say(f"{head} ({item.stage.kind})" + (f": about {budget:g} min" if budget else ""))
+        run_stage(run, item, folders)
+        write_ledger(run, planned)
+        write_report(run.out)
+    write_ledger(run, planned)
+    return write_report(run.out)
+
+
+def about(run: Run, planned: list[Planned]) -> dict[str, Any]:
+    """What made this run, for the report and for whoever repeats it."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "name": run.recipe.name,
+        "seed": run.recipe.seed,
+        "command": shlex.join(run.command),
+        "stages": list(run.recipe.stages),
+        "versions": machine.versions(),
+        "machine": machine.machine(),
+    }
+
+
+def run_stage(run: Run, item: Planned, folders: dict[str, Path]) -> None:
+    """Run one stage between two records: one that says it began, one that says it is whole."""
+    folder = folders[item.name]
+    if item.state in ("changed", "new"):
+        set_aside(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    earlier = read_record(folder) or {}
+    record = {
+        "format_version": FORMAT_VERSION,
+        "name": item.name,
+        "kind": item.stage.kind,
+        "kind_version": KINDS[item.stage.kind].VERSION,
+        "fingerprint": item.fingerprint,
+        "status": "running",
+        "config": settings(item.stage),
+        "inputs": item.inputs,
+        "seconds": earlier.get("seconds", 0.0),
+        "peak_memory_bytes": earlier.get("peak_memory_bytes", 0),
+        "outputs": {},
+        "summary": {},
+        "commands": [*earlier.get("commands", []), shlex.join(run.command)],
+    }
+    write_json(folder / "stage.json", record)
+    started = time.monotonic()
+
+    def finish(**values: Any) -> None:
+        record["seconds"] += time.monotonic() - started
+        record["peak_memory_bytes"] = max(record["peak_memory_bytes"], machine.peak_memory_bytes())
+        write_json(folder / "stage.json", record | values)
+
+    work = Work(item.name, folder, run.recipe.seed, inputs_of(run, item, folders))
+    module = KINDS[item.stage.kind]
+    try:
+        if isinstance(item.stage, curate.CurateStage):
+            groups = document_files(item.stage.inputs, run.root, out=run.out)
+            summary = module.run(item.stage, work, groups)
+        else:
+            summary = module.run(item.stage, work)
+    except (StemmaError, KeyboardInterrupt):
+        finish()
+        raise
+    finish(status="complete", outputs=outputs_of(folder), summary=summary)
+
+
+def inputs_of(run: Run, item: Planned, folders: dict[str, Path]) -> dict[str, Input]:
+    """Where each reference of a stage lies."""
+    found = {}
+    for key in type(item.stage).REFERENCES:
+        target = getattr(item.stage, key)
+        if target in folders:
+            found[target] = Input(folders[target], item.inputs[target])
+        elif target is not None:
+            found[target] = outside_model(target, run.root, out=run.out)
+    return found
+
+
+def outputs_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """Sizes and hashes of a stage's results; checkpoints and token stores have their own."""
+    files = sorted(f for f in folder.rglob("*") if f.is_file() and f.name != "stage.json")
+    results = [f for f in files if f.relative_to(folder).parts[0] not in SCRATCH]
+    return {
+        str(f.relative_to(folder)): {"bytes": f.stat().st_size, "sha256": sha256_file(f)}
+        for f in results
+    }
+
+
+def write_ledger(run: Run, planned: list[Planned]) -> None:
+    """The run's account of documents and tokens, from its stages' summaries."""
+    entries = {}
+    for item in planned:
+        record = read_record(run.out / item.name)
+        if record and record["status"] == "complete":
+            if item.stage.kind == "curate":
+                entries[item.name] = record["summary"]
+            elif "ledger" in record["summary"]:
+                entries[item.name] = record["summary"]["ledger"]
+    write_json(run.out / "ledger.json", {"format_version": FORMAT_VERSION, "stages": entries})
+
+
+def preview(run: Run) -> list[dict[str, Any]]:
+    """What a run would do, stage by stage, without doing it."""
+    return [
+        {
+            "stage": item.name,
+            "kind": item.stage.kind,
+            "state": item.state,
+            "why": item.why,
+            "minutes": item.stage.minutes,
+        }
+        for item in plan(run)
+    ]
+
+
+def preview_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """The preview as a table."""
+    verbs = {"new": "run", "complete": "skip", "half done": "resume", "changed": "changed"}
+    lines = []
+    for row in rows:
+        budget = f"about {row['minutes']:g} min" if row["minutes"] else ""
+        why = f"({row['why']})" if row["why"] else ""
+        line = f"{row['stage']:<12} {row['kind']:<10} {verbs[row['state']]:<8} {budget} {why}"
+        lines.append(line.rstrip())
+    total = sum(row["minutes"] or 0 for row in rows if row["state"] != "complete")
+    return [*lines, f"budget: {total:g} min in all"] if total else lines
+
+
+def outcome(run: Run, report: Path) -> dict[str, Any]:
+    """What a run made, for the last lines on the screen."""
+    facts: dict[str, Any] = {"run": str(run.out), "report": str(report), "seconds": {}}
+    for name, stage in run.recipe.stages.items():
+        record = read_record(run.out / name)
+        if record is None or record["status"] != "complete":
+            continue
+        facts["seconds"][name] = round(record["seconds"], 1)
+        if stage.kind == "pretrain":
+            facts["model"] = str(run.out / name)
+            facts["parameters"] = record["summary"]["parameters"]
+            facts["tokens"] = record["summary"]["tokens"]
+        if stage.kind == "evaluate":
+            facts["scores"] = {
+                row["name"]: round(row["bits_per_byte"], 4) for row in record["summary"]["scores"]
+            }
+    return facts
+
+
+def outcome_lines(facts: dict[str, Any]) -> list[str]:
+    """The outcome in words: what to do next comes last."""
+    times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in facts["seconds"].items())
+    lines = [f"done in {sum(facts['seconds'].values()) / 60:.1f} min ({times})"]
+    if "scores" in facts:
+        lines.append("bits per byte on held-out documents, lower is better:")
+        ranked = sorted(facts["scores"].items(), key=lambda pair: pair[1])
+        lines += [f"  {score:.3f}  {name}" for name, score in ranked]
+    lines.append(f"report: {facts['report']}")
+    if "model" in facts:
+        lines.append(f'write with it: stemma generate {facts["model"]} --prompt "Once upon a time"')
+    return lines

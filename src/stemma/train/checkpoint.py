@@ -1,0 +1,247 @@
+"""Checkpoints: one folder per step, complete or absent, checked at load, no pickle.
+
+    steps/00000500/
+        rank-00000.safetensors    parameters as `model/NAME`, optimizer state as
+                                  `optimizer/NAME/exp_avg`: by name, never by index
+        state.json                the consumed step and whatever the trainer adds
+        manifest.json             for every tensor its global shape, dtype and slices; for every
+                                  file its size and sha256; world size; fingerprints
+
+A folder is written under a hidden name, its files synced, then the manifest, then the folder is
+renamed and its parent synced: a crash at any point leaves the older checkpoints and nothing that
+looks complete. The newest checkpoint is found by looking, never by a pointer that could dangle.
+The loader assembles each tensor from whatever slices the files hold, so the number of processes
+that wrote a checkpoint does not matter to those that read it.
+"""
+
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from stemma.core.errors import ModelError
+from stemma.core.files import resource_error, sha256_file, sync_folder
+
+FORMAT_VERSION = 1
+STEP = re.compile(r"\d{8}")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete, verified checkpoint."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    state: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Steps consumed when it was written."""
+        return int(self.state["step"])
+
+
+def named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Everything a step changes, by name. Tied parameters appear once, as in the model."""
+    tensors = {f"model/{name}": tensor.detach() for name, tensor in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer/{name}/{key}"] = torch.as_tensor(value).detach()
+    return tensors
+
+
+def write_synced(path: Path, content: bytes) -> dict[str, Any]:
+    """Write and sync one file of a folder that is still hidden; returns its manifest entry."""
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return {"bytes": len(content), "sha256": sha256_file(path)}
+
+
+def save_checkpoint(
+    steps_folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    fingerprints: dict[str, str],
+) -> Path:
+    """Write the checkpoint of `state["step"]`; raises ResourceError, leaving older ones intact."""
+    tensors = {
+        name: tensor.to("cpu", copy=True).contiguous()
+        for name, tensor in named_state(model, optimizer).items()
+    }
+    final = steps_folder / f"{state['step']:08d}"
+    partial = steps_folder / f".{final.name}.{os.getpid()}.partial"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        shard = "rank-00000.safetensors"
+        files = {
+            shard: write_synced(partial / shard, save(tensors)),
+            "state.json": write_synced(partial / "state.json", json_bytes(state)),
+        }
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "step": state["step"],
+            "world_size": 1,
+            "fingerprints": fingerprints,
+            "tensors": {name: entry(tensor, shard) for name, tensor in tensors.items()},
+            "files": files,
+        }
+        write_synced(partial / "manifest.json", json_bytes(manifest))
+        sync_folder(partial)
+        if final.exists():  # the same step again, after a resume from an older checkpoint
+            shutil.rmtree(final)
+        os.replace(partial, final)
+        sync_folder(steps_folder)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise resource_error(error, final) from error
+    return final
+
+
+def json_bytes(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+
+
+def entry(tensor: Tensor, file: str) -> dict[str, Any]:
+    """A tensor's line in the manifest: here one slice, the whole."""
+    shape = list(tensor.shape)
+    whole = {"file": file, "start": [0] * len(shape), "shape": shape}
+    return {"shape": shape, "dtype": str(tensor.dtype).removeprefix("torch."), "slices": [whole]}
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Verify a checkpoint against its manifest; raises ModelError naming the file at fault."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+        if manifest["format_version"] > FORMAT_VERSION:
+            found = f"format {manifest['format_version']} is newer than this version knows"
+            raise ModelError(found, place=folder, fix="update stemma-lm")
+        for name, wanted in manifest["files"].items():
+            path = folder / Path(name).name
+            size = path.stat().st_size if path.exists() else None
+            if size != wanted["bytes"]:
+                raise ModelError(f"{wanted['bytes']} bytes wanted, {size} found", place=path)
+            if sha256_file(path) != wanted["sha256"]:
+                raise ModelError("the content does not match its sha256", place=path)
+        state = json.loads((folder / "state.json").read_text("utf-8"))
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"not a complete checkpoint ({error})", place=folder) from error
+    return Checkpoint(folder, manifest, state)
+
+
+def checkpoints(steps_folder: Path) -> list[Path]:
+    """Folders of checkpoints, oldest first; hidden leftovers of a crash are not among them."""
+    if not steps_folder.is_dir():
+        return []
+    return sorted(f for f in steps_folder.iterdir() if f.is_dir() and STEP.fullmatch(f.name))
+
+
+def newest_checkpoint(steps_folder: Path) -> tuple[Checkpoint | None, list[ModelError]]:
+    """The newest checkpoint that verifies, and what was wrong with newer ones passed over."""
+    damaged: list[ModelError] = []
+    for folder in reversed(checkpoints(steps_folder)):
+        try:
+            return open_checkpoint(folder), damaged
+        except ModelError as error:
+            damaged.append(error)
+    return None, damaged
+
+
+def overlap(
+    start: list[int], shape: list[int], other: list[int], other_shape: list[int]
+) -> list[tuple[int, int]] | None:
+    """Where two boxes meet, as (from, to) per axis in global coordinates; None where they don't."""
+    ranges = [
+        (max(a, b), min(a + n, b + m))
+        for a, n, b, m in zip(start, shape, other, other_shape, strict=True)
+    ]
+    return None if any(low >= high for low, high in ranges) else ranges
+
+
+def read_tensor(
+    checkpoint: Checkpoint, name: str, *, start: list[int] | None = None, shape: Any = None
+) -> Tensor:
+    """Assemble one tensor, or the box of it at `start` with `shape`, from the slices on disk.
+
+    Raises ModelError where the slices do not cover the box.
+    """
+    about = checkpoint.manifest["tensors"].get(name)
+    if about is None:
+        raise ModelError("tensor is missing", place=f"{checkpoint.folder}: {name}")
+    start, shape = start or [0] * len(about["shape"]), shape or about["shape"]
+    result = torch.empty(shape, dtype=getattr(torch, about["dtype"]))
+    filled = 0
+    for piece in about["slices"]:
+        box = overlap(start, shape, piece["start"], piece["shape"])
+        if box is None:
+            continue
+        with safe_open(checkpoint.folder / piece["file"], framework="pt") as file:
+            part = file.get_tensor(name)
+        there = tuple(slice(a - o, b - o) for (a, b), o in zip(box, piece["start"], strict=True))
+        here = tuple(slice(a - o, b - o) for (a, b), o in zip(box, start, strict=True))
+        result[here] = part[there]
+        filled += part[there].numel()
+    if filled != result.numel():
+        what = f"slices cover {filled} of {result.numel()} values"
+        raise ModelError(what, place=f"{checkpoint.folder}: {name}")
+    return result
+
+
+@torch.no_grad()
+def restore(
+    checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer | None
+) -> None:
+    """Put a checkpoint back, every tensor accounted for. Raises ModelError for any that differ."""
+    names = checkpoint.manifest["tensors"].keys()
+    targets = model.state_dict()
+    stored = {name.removeprefix("model/") for name in names if name.startswith("model/")}
+    if stored != targets.keys():
+        missing, unused = sorted(targets.keys() - stored)[:5], sorted(stored - targets.keys())[:5]
+        what = f"checkpoint of another model: missing {missing}, unused {unused}"
+        raise ModelError(what, place=checkpoint.folder)
+    for name, target in targets.items():
+        tensor = read_tensor(checkpoint, f"model/{name}")
+        if tensor.shape != target.shape:
+            what = f"shape {list(tensor.shape)} stored, {list(target.shape)} wanted"
+            raise ModelError(what, place=f"{checkpoint.folder}: {name}")
+        target.copy_(tensor)
+    if optimizer is None:
+        return
+    for name, parameter in model.named_parameters():
+        head = f"optimizer/{name}/"
+        keys = [key for key in names if key.startswith(head)]
+        state = {key.removeprefix(head): read_tensor(checkpoint, key) for key in keys}
+        optimizer.state[parameter] = {
+            # the step count stays where torch wants it; moments follow their parameter
+            key: value if value.ndim == 0 else value.to(parameter.device)
+            for key, value in state.items()
+        }
+
+
+def retain(steps_folder: Path, *, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints, and what crashes left behind.
+
+    Removing is the last thing a save does; a failure here harms nothing and is not an error.
+    """
+    for folder in checkpoints(steps_folder)[: -max(1, keep)]:
+        shutil.rmtree(folder, ignore_errors=True)
+    clear_leftovers(steps_folder)
+
+
+def clear_leftovers(steps_folder: Path) -> None:
+    """Remove hidden folders that a crash in the middle of a save left."""
+    if steps_folder.is_dir():
+        for leftover in steps_folder.glob(".*.partial"):
+            shutil.rmtree(leftover, ignore_errors=True)

@@ -1,0 +1,140 @@
+"""Decoding with a cache equals one full pass, however the tokens are cut and the rows differ."""
+
+import pytest
+import torch
+
+from stemma.nn.cache import Cache, LayerCache
+from stemma.nn.context import Context
+
+CLOSE = {"rtol": 0, "atol": 1e-9}
+CHUNKS = [(9,), (1,) * 9, (4, 5), (1, 8), (8, 1), (3, 1, 1, 4), (2, 3, 4)]
+
+
+@pytest.mark.parametrize("chunks", CHUNKS, ids=str)
+def test_cached_equals_full(model, tokens_of, chunks):
+    tokens = tokens_of(2, 9)
+    cache = model.new_cache(9)
+    parts = [model(part, Context(caches=cache)) for part in tokens.split(chunks, dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens), **CLOSE)
+    assert cache.length == 9
+
+
+@pytest.mark.parametrize("left", [True, False], ids=["left", "right"])
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_ragged_rows_equal_each_row_alone(model, tokens_of, left, step):
+    """Prompts of 2, 5 and 6 tokens padded on either side, then explicit positions."""
+    lengths, rows = (2, 5, 6), tokens_of(3, 12)
+    first = torch.zeros(3, 6, dtype=torch.long)
+    real = torch.zeros(3, 6, dtype=torch.bool)
+    for n, length in enumerate(lengths):
+        span = slice(6 - length, 6) if left else slice(0, length)
+        first[n, span], real[n, span] = rows[n, :length], True
+    cache = model.new_cache(12)
+    logits = model(first, Context(caches=cache, padding_BT=real))
+    found = [[logits[n, real[n]]] for n in range(3)]
+    for start in range(0, 6, step):
+        positions = torch.tensor([[length + start + k for k in range(step)] for length in lengths])
+        tokens = rows.gather(1, positions)
+        logits = model(tokens, Context(caches=cache, positions_BT=positions))
+        for n in range(3):
+            found[n].append(logits[n])
+    for n, length in enumerate(lengths):
+        alone = model(rows[n : n + 1, : length + 6])[0]
+        torch.testing.assert_close(torch.cat(found[n]), alone, **CLOSE)
+
+
+def test_rows_may_pause_while_others_go_on(model, tokens_of):
+    """Position -1 marks a slot that is no token: such a row's later tokens never see it."""
+    rows = tokens_of(2, 5)
+    cache = model.new_cache(8)
+    positions = torch.tensor([[0, 1, 2, -1, 3, 4], [0, -1, -1, 1, 2, 3]])
+    parts = []
+    for slot in positions.T:
+        tokens = rows.gather(1, slot.clamp(min=0)[:, None])
+        parts.append(model(tokens, Context(caches=cache, positions_BT=slot[:, None])))
+    logits = torch.cat(parts, dim=1)
+    for row in (0, 1):
+        real = positions[row] >= 0
+        alone = model(rows[row : row + 1, : int(real.sum())])[0]
+        torch.testing.assert_close(logits[row, real], alone, **CLOSE)
+
+
+@pytest.mark.parametrize("kept", [[0, 2], [2, 0, 1], [1], [0, 0, 2]], ids=str)
+@pytest.mark.parametrize("ragged", [False, True], ids=["even", "ragged"])
+def test_selected_rows_go_on_as_if_alone(model, tokens_of, kept, ragged):
+    rows, lengths = tokens_of(3, 9), (2, 4, 6) if ragged else (6, 6, 6)
+    first = torch.zeros(3, 6, dtype=torch.long)
+    real = torch.zeros(3, 6, dtype=torch.bool)
+    for n, length in enumerate(lengths):
+        first[n, 6 - length :], real[n, 6 - length :] = rows[n, :length], True
+    cache = model.new_cache(9)
+    model(first, Context(caches=cache, padding_BT=real if ragged else None))
+    cache.select(torch.tensor(kept))
+    for more in range(3):
+        positions = torch.tensor([[lengths[n] + more] for n in kept])
+        tokens = rows[kept].gather(1, positions)
+        context = Context(caches=cache, positions_BT=positions if ragged else None)
+        logits = model(tokens, context)[:, 0]
+        for found, n in zip(logits, kept, strict=True):
+            alone = model(rows[n : n + 1, : lengths[n] + more + 1])[0, -1]
+            torch.testing.assert_close(found, alone, **CLOSE)
+
+
+def test_an_even_batch_decodes_without_any_mask(build, tokens_of):
+    """The fast path: one new token sees every slot, so the kernel is told nothing."""
+    model, seen = build("llama"), []
+    attention = model.blocks[0].attention
+    attention.register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[1].visible[module.mask])
+    )
+    cache = model.new_cache(5)
+    model(tokens_of(2, 4), Context(caches=cache))
+    model(tokens_of(2, 1), Context(caches=cache))
+    assert [(visible.mask, visible.causal) for visible in seen] == [(None, True), (None, False)]
+
+
+def test_the_cache_gives_views_and_never_moves():
+    """Allocated once: no copy of the past for a new token."""
+    layer = LayerCache(6)
+    new = torch.arange(2 * 1 * 2 * 3.0).reshape(2, 1, 2, 3)
+    key, _ = layer.add(new, new)
+    later_key, later_value = layer.add(new + 1, new + 2)
+    assert later_key.data_ptr() == key.data_ptr()
+    torch.testing.assert_close(later_key, torch.cat((new, new + 1), dim=2))
+    torch.testing.assert_close(later_value, torch.cat((new, new + 2), dim=2))
+
+
+def test_too_many_tokens_are_refused_with_both_numbers(model, tokens_of):
+    cache = model.new_cache(4)
+    model(tokens_of(1, 3), Context(caches=cache))
+    with pytest.raises(ValueError, match="cache of 4 slots cannot hold 5 tokens"):
+        model(tokens_of(1, 2), Context(caches=cache))
+
+
+def test_what_a_cache_cannot_know_must_be_told(model, tokens_of):
+    real = torch.tensor([[False, True], [True, True]])
+    cache = model.new_cache(9)
+    model(tokens_of(2, 2), Context(caches=cache, padding_BT=real))
+    with pytest.raises(ValueError, match="ragged cache needs explicit positions"):
+        model(tokens_of(2, 1), Context(caches=cache))
+    with pytest.raises(ValueError, match="padding after cached tokens"):
+        model(tokens_of(2, 2), Context(caches=cache, padding_BT=real))
+    ids = torch.zeros(2, 2, dtype=torch.long)
+    with pytest.raises(ValueError, match="document ids and caches"):
+        model(tokens_of(2, 2), Context(caches=model.new_cache(9), document_ids_BT=ids))
+
+
+def test_more_tokens_than_learned_positions_are_refused(build, tokens_of):
+    model = build("gpt2")
+    with pytest.raises(ValueError, match="33 tokens do not fit the model's 32 positions"):
+        model(tokens_of(1, 33))
+    cache = model.new_cache(40)
+    model(tokens_of(1, 32), Context(caches=cache))
+    with pytest.raises(ValueError, match="33 tokens do not fit"):
+        model(tokens_of(1, 1), Context(caches=cache))
+
+
+def test_an_empty_cache_has_no_length_and_may_be_selected():
+    cache = Cache(depth=2, capacity=3)
+    cache.select(torch.tensor([0]))
+    assert (cache.length, len(cache.layers), cache.capacity) == (0, 2, 3)
