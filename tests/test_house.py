@@ -5,7 +5,6 @@ is, and once per contract with one forbidden import planted.
 """
 
 import ast
-import re
 import shutil
 import subprocess
 import sys
@@ -120,8 +119,7 @@ def test_planted_violation_is_caught(house, contract):
     finally:
         path.write_text(text)
     assert code != 0
-    # the checker may cut a long name, so its words are compared, not its line ends
-    assert re.search(re.escape(contract[:40]) + r".*BROKEN", output), output
+    assert f"{contract} BROKEN" in " ".join(output.split()), output  # long names are wrapped
 
 
 def test_a_new_room_is_refused(house):

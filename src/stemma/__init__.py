@@ -4,6 +4,7 @@ The public face is small: `load`, `save`, `build` and `generate`. They arrive on
 (PEP 562), so that `import stemma` costs no torch.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,9 +16,7 @@ __all__ = ["__version__", "build", "generate", "load", "save"]
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        from stemma import api  # noqa: PLC0415  (the lazy import is the point)
-
-        return getattr(api, name)
+        return getattr(importlib.import_module("stemma.api"), name)
     raise AttributeError(f"module 'stemma' has no attribute {name!r}")
 
 

@@ -27,6 +27,7 @@ from stemma.infer.sampling import Sampling
 from stemma.interop.folder import describe, read_folder, read_tokenizer, write_folder
 from stemma.interop.tensors import refuse_pickle
 from stemma.nn.initial import initialise
+from stemma.nn.meta import shapes_only
 from stemma.nn.stack import LanguageModel
 
 DTYPES = {
@@ -83,8 +84,12 @@ def build(
     """
     family, chosen = _choose(name, numbers)
     config = _config(family, chosen)
-    model = _on_meta(family, config).to(_dtype(dtype))
-    model.to_empty(device=pick(str(device)))
+    model, target, kind = _on_meta(family, config), pick(str(device)), _dtype(dtype)
+    # the same as `to_empty`, which on the meta device imports a compiler's worth of modules
+    empty = {
+        n: torch.empty(p.shape, dtype=kind, device=target) for n, p in model.named_parameters()
+    }
+    model.load_state_dict(empty, assign=True)
     initialise(model, seed=seed, std=config.initial_std, depth=config.depth)
     return model
 
@@ -124,7 +129,7 @@ def _complaint(error: ValidationError, name: str, kind: type[StrictModel]) -> Us
 
 def _on_meta(family: str, config: Any) -> LanguageModel:
     """A model whose parameters have shapes but no memory yet."""
-    with torch.device("meta"):
+    with shapes_only():
         model: LanguageModel = _family(family).build(config)
     return model
 

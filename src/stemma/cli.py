@@ -85,6 +85,7 @@ def run(
         out=Path(loaded.out or f"runs/{loaded.name}"),
         recipe_text=path.read_text("utf-8-sig"),
         command=["stemma", *sys.argv[1:]],
+        overrides=tuple(overrides or ()),
         until=until,
         fresh=fresh,
         overwrite=overwrite,

@@ -129,6 +129,7 @@ def test_choice_depends_on_seed_and_names_and_not_on_the_order_of_reading(tmp_pa
         ([500, 500], 0.1, [0]),  # at least one, though it is far too much
         ([700, 500, 600], 0.05, [1]),  # then the smallest
         ([10] * 10, 0.3, [0, 1, 2]),
+        ([100] * 5, 0.3, [0, 1]),  # 100 and 200 are as near to 150: the larger is taken
     ],
 )
 def test_whole_groups_come_as_near_to_the_share_as_their_order_allows(sizes, fraction, held):
@@ -197,6 +198,23 @@ def test_copies_that_are_kept_stay_on_one_side(tmp_path):
     )
     assert (len(train), len(heldout), ledger.groups) == (16, 4, 10)
     assert not {line["text"] for line in train} & {line["text"] for line in heldout}
+
+
+@pytest.mark.parametrize(
+    "documents",
+    [
+        works(*[10] * 9) + works(10, name="b{}/x.txt") * 11,
+        works(*[10] * 11, 500) + works(10, name="b0/y.txt") + works(80, name="b0/{}.txt"),
+    ],
+    ids=["many copies of one text", "a copy joins two works, and one of them goes on"],
+)
+def test_joined_works_count_with_all_their_bytes(tmp_path, documents):
+    total = sum(len(document.text) for document in documents)
+    for seed in range(12):
+        ledger = run(
+            tmp_path, documents, drop_duplicates=False, fraction=0.1, seed=seed, group="^(b.)/"
+        )[0]
+        assert abs(ledger.heldout.bytes - 0.1 * total) <= 50  # half of a small work
 
 
 def test_what_is_dropped_is_listed_with_its_reason(tmp_path):

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import pyarrow as pa
@@ -217,6 +218,14 @@ def test_file_with_another_schema_names_both_files(tmp_path):  # (17)
     assert "c.parquet: no column 'text' (columns: body), unlike a.jsonl" in message
 
 
+def test_only_the_first_line_of_a_file_speaks_of_another_schema(tmp_path):  # (17)
+    (tmp_path / "a.jsonl").write_bytes(GOOD[0])
+    (tmp_path / "b.jsonl").write_bytes(b'{"content": "x"}\n{"content": "y"}\n')
+    (tmp_path / "c.jsonl").write_bytes(GOOD[0] + b'\n{"content": "y"}\n')
+    _, rejects = read(tmp_path, skip=True)
+    assert ["unlike a.jsonl" in reject.reason for reject in rejects] == [True, False, False]
+
+
 def many_lines(count):
     """JSON lines that do not pack well, so that a cut falls into the middle of them."""
     noise = [os.urandom(30).hex() for _ in range(count)]
@@ -253,6 +262,8 @@ def test_archive_that_ends_early_keeps_all_whole_lines_before_its_end(tmp_path, 
     kept = len(documents)
     assert texts(documents) == [json.loads(line)["text"] for line in data.splitlines()[:kept]]
     assert 5000 * keep * 0.6 < kept < 5000
+    if name.endswith(".gz"):
+        assert kept == zlib.decompressobj(31).decompress(cut).count(b"\n")
     assert [reject.reason for reject in rejects] == [f"ends early after {kept} documents"]
     message = refusal(tmp_path)
     assert f"{name}: ends early after {kept} documents" in message
@@ -462,7 +473,7 @@ def test_folders_are_walked_in_order_and_other_files_are_counted(tmp_path, caplo
 
 
 def test_globs_and_files_together_read_each_file_once(tmp_path, caplog):  # (27)
-    make(tmp_path, "d/b.txt", "d/a.txt", "d/e/c.txt", "d/[x].txt")
+    make(tmp_path, "d/b.txt", "d/a.txt", "d/e/c.txt", "d/[x].txt", "d/.h.txt", "d/.g/x.txt")
     with caplog.at_level(logging.WARNING, "stemma"):
         assert names_of(tmp_path, "d/*.txt", "d/b.txt") == ["d/[x].txt", "d/a.txt", "d/b.txt"]
     assert "1 files are named more than once and read once; first: d/b.txt" in caplog.text

@@ -66,7 +66,16 @@ def test_ragged_cached_batch_equals_the_plain_loop(model, tokenizer, sampling):
 def test_rows_do_not_depend_on_their_batch_nor_its_order(model, tokenizer):
     """Rows with different settings and lengths, so that they leave at different times."""
     rows = [
-        (prompt, Sampling(temperature=heat, seed=n, max_new_tokens=3 + 5 * n, logprobs=2))
+        (
+            prompt,
+            Sampling(
+                temperature=heat,
+                repetition_penalty=1 + n % 3,
+                seed=n,
+                max_new_tokens=3 + 5 * n,
+                logprobs=2,
+            ),
+        )
         for n, (prompt, heat) in enumerate(zip(PROMPTS, [0, 1, 2, 0.5, 1, 1], strict=True))
     ]
     alone = [generate(model, tokenizer, [prompt], [sampling])[0] for prompt, sampling in rows]
@@ -170,6 +179,15 @@ def test_the_end_token_ends_the_text_and_is_no_part_of_it(say, tokenizer):
     model = say({ord("a"): ord("b"), ord("b"): tokenizer.eos_id})
     (result,) = generate(model, tokenizer, ["a"], GREEDY)
     assert result == Generation("b", [98, 257], "stop", 2, 2, result.seed, None)
+
+
+def test_the_end_token_is_not_shown_by_tokenizers_that_would_write_it(say, make_tokenizer):
+    class Loud(make_tokenizer):
+        def decode(self, ids):
+            return "".join("<end>" if token == 257 else chr(token) for token in ids)
+
+    model = say({ord("a"): ord("b"), ord("b"): 257})
+    assert generate(model, Loud(), ["a"], GREEDY)[0].text == "b"
 
 
 def test_without_an_end_token_only_the_length_ends_a_text(say, make_tokenizer):

@@ -123,7 +123,7 @@ def test_missing_file_is_a_model_error(tmp_path):
             read(tmp_path / "model.safetensors")
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_damaged_bytes_are_refused_or_mean_what_the_library_reads(tmp_path_factory, data):
     raw = bytearray(encode({**GOOD, "__metadata__": {"format": "pt"}}))
@@ -147,7 +147,7 @@ shapes = st.lists(st.integers(0, 4), max_size=3)
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.dictionaries(names.filter(lambda n: n != "__metadata__"), st.tuples(dtypes, shapes)))
 def test_written_tensors_come_back_here_and_in_the_library(tmp_path_factory, specification):
     written = {

@@ -46,7 +46,8 @@ class Batch:
         for start in range(0, len(self.tokens_BT), rows):
             cut = slice(start, start + rows)
             values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-            yield Batch(**{k: None if v is None else v[cut] for k, v in values.items()})
+            part: dict[str, Any] = {k: None if v is None else v[cut] for k, v in values.items()}
+            yield Batch(**part)
 
 
 def build_batch(store: TokenStore, plan: Plan, samples_B: Integers, *, padding: int = 0) -> Batch:

@@ -253,3 +253,10 @@ def read_jsonl_documents(path: Path) -> Iterator[dict[str, Any]]:
         raise DataError(what, place=f"{path}:{number}", fix=fix) from error
     except OSError as error:
         raise resource_error(error, path) from error
+
+
+def read_texts(path: Path) -> Iterator[str]:
+    """The texts of one side of a split; none where that side was left out."""
+    if path.exists():
+        for entry in read_jsonl_documents(path):
+            yield entry["text"]

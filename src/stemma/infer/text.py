@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 WINDOW = 32  # tokens decoded together at most, while the text is sound
-CONTEXT = 16  # tokens kept before the newest, so that at least four characters stand before it
+CONTEXT = 16  # tokens kept when older ones are dropped; a character needs four at most
 REPLACEMENT = "\ufffd"  # what decoders write for bytes that are not, or not yet, a character
 
 
@@ -65,12 +65,10 @@ class Detokenizer:
         return new
 
     def _move(self, text: str) -> str:
-        """Drop old tokens, but not in the middle of a character: then the tail reads otherwise."""
+        """Drop old tokens. Counting from the end stays right where the cut splits a character."""
         tail = self.tokenizer.decode(self.window[-CONTEXT:])
-        if len(tail) < 4 or not text.endswith(tail):
-            return ""
         dropped = len(text) - len(tail)
-        new = self._show(text, dropped)
+        new = self._show(text, max(dropped, 0))
         self.window = self.window[-CONTEXT:]
         self.shown -= dropped
         return new

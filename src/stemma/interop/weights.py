@@ -18,6 +18,7 @@ from stemma.core.errors import ModelError
 from stemma.interop.json_file import DAMAGED, read_object
 from stemma.interop.tables import Entry, Shape
 from stemma.interop.tensors import PICKLE_SUFFIXES, bad_values, read_tensors, refuse_pickle
+from stemma.nn.meta import shapes_only
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -107,7 +108,7 @@ def take(
 def expected_shapes(table: Any, config: Any, place: object) -> dict[str, Shape]:
     """The shape of every parameter of ours, without any memory for them."""
     try:
-        with torch.device("meta"):
+        with shapes_only():
             model = table.build(config)
     except (RuntimeError, OverflowError) as error:
         what = f"its numbers are too large for any machine ({error})"

@@ -7,8 +7,9 @@ from pydantic import Field
 
 from stemma.core.config import StrictModel
 from stemma.core.files import write_json
-from stemma.data.curate import CurateOptions, Holdout, RejectFile, curate
-from stemma.data.documents import ReadOptions, read_documents
+from stemma.data.curate import CurateOptions, curate
+from stemma.data.documents import ReadOptions, RejectFile, read_documents
+from stemma.data.heldout import Holdout
 from stemma.pipeline.work import Work
 
 VERSION = 1
@@ -29,6 +30,9 @@ class CurateStage(StrictModel):
     max_document_bytes: int = Field(
         default=64 << 20, ge=1, description="a longer document is a bad one"
     )
+    max_expansion: int = Field(
+        default=1000, gt=1, description="how many times its size a compressed file may unpack to"
+    )
     drop_duplicates: bool = Field(default=True, description="keep one of equal documents")
     holdout: Holdout = Field(default=Holdout(), description="what is kept from training")
     minutes: float | None = Field(default=None, ge=0, description="budget, printed beforehand")
@@ -40,16 +44,24 @@ def run(stage: CurateStage, work: Work, groups: list[tuple[Path, list[Path]]]) -
         text_key=stage.text_key,
         bad_lines=stage.bad_lines,
         max_document_bytes=stage.max_document_bytes,
+        max_expansion=stage.max_expansion,
     )
     chosen = CurateOptions(holdout=stage.holdout, drop_duplicates=stage.drop_duplicates)
-    with RejectFile(work.folder / "rejects.jsonl") as rejects:
+    folder = work.folder
+    with RejectFile(folder / "rejects.jsonl") as rejects:
         documents = (
             document
             for root, files in groups
             for document in read_documents(files, options, rejects, root)
         )
-        ledger = curate(documents, chosen, work.folder)
-        ledger.rejected_lines = rejects.count
+        ledger = curate(
+            documents,
+            chosen,
+            folder / "train.jsonl",
+            folder / "heldout.jsonl",
+            folder / "dropped.jsonl",
+            rejects,
+        )
     summary = ledger.to_json()
-    write_json(work.folder / "ledger.json", {"format_version": 1, **summary})
+    write_json(folder / "ledger.json", {"format_version": 1, **summary})
     return summary

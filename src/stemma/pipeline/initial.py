@@ -59,7 +59,7 @@ def write_recipe(folder: Path, output: Path | None) -> Path:
     """Write a recipe for the documents below `folder`; an existing file is kept (UsageError)."""
     if not folder.is_dir():
         raise UsageError("not a folder", place=folder, fix="name the folder of your documents")
-    files = find_files([str(folder)], folder)
+    files = find_files([str(folder.absolute())], folder.absolute())
     size = sum(f.stat().st_size * (4 if f.suffix in (".gz", ".zst") else 1) for f in files)
     name = "".join(c if c.isalnum() or c in "._-" else "-" for c in folder.resolve().name)
     name = name.lstrip("._-") or "my-docs"

@@ -120,17 +120,17 @@ class RowFile:
     """A JSONL file with a header, cut back to a step at resume and appended to from there."""
 
     def __init__(self, path: Path, kind: str, *, keep_to_step: int) -> None:
-        header = {"format_version": 1, "kind": kind}
-        rows = [json.loads(line) for line in whole_lines(path)[1:]]
-        kept = [row for row in rows if row["step"] <= keep_to_step]
-        path.write_text("".join(json.dumps(row) + "\n" for row in [header, *kept]), "utf-8")
-        self.rows, self.file = kept, open(path, "a", encoding="utf-8")  # noqa: SIM115
+        header = json.dumps({"format_version": 1, "kind": kind})
+        kept = [line for line in whole_lines(path)[1:] if json.loads(line)["step"] <= keep_to_step]
+        path.write_text("".join(f"{line}\n" for line in [header, *kept]), "utf-8")
+        self.rows: list[dict[str, Any]] = [json.loads(line) for line in kept]
+        self.path = path
 
     def add(self, **row: Any) -> None:
         """Append one row; it is on its way to disk when this returns."""
         self.rows.append(row)
-        self.file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        self.file.flush()
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def whole_lines(path: Path) -> list[str]:

@@ -36,6 +36,7 @@ KINDS: dict[str, Any] = {
     "evaluate": evaluate,
     "export": export,
 }
+REPORT_AFTER = 20.0  # seconds of a stage after which the report is brought up to date
 SCRATCH = ("steps", "data")  # folders of a stage whose files are not results
 
 
@@ -48,6 +49,7 @@ class Run:
     out: Path
     recipe_text: str
     command: list[str]
+    overrides: tuple[str, ...] = ()
     until: str | None = None
     fresh: bool = False
     overwrite: bool = False
@@ -92,7 +94,7 @@ def intact(folder: Path, record: dict[str, Any]) -> str:
     for name, about in record.get("outputs", {}).items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != about["bytes"]:
-            return name
+            return str(name)
     return ""
 
 
@@ -180,8 +182,8 @@ def execute(run: Run, say: Callable[[str], None]) -> Path:
     planned = plan(run)
     refuse_changed(run, planned)
     require_writable(run.out)
-    write_text(run.out / "recipe.yaml", run.recipe_text)
-    write_json(run.out / "run.json", about(run, planned))
+    write_text(run.out / "recipe.yaml", recipe_as_run(run))
+    write_json(run.out / "run.json", about(run))
     folders = {p.name: run.out / p.name for p in planned}
     for position, item in enumerate(planned, start=1):
         head = f"[{position}/{len(planned)}] {item.name}"
@@ -190,14 +192,21 @@ def execute(run: Run, say: Callable[[str], None]) -> Path:
             continue
         budget = item.stage.minutes
         say(f"{head} ({item.stage.kind})" + (f": about {budget:g} min" if budget else ""))
-        run_stage(run, item, folders)
+        seconds = run_stage(run, item, folders)
         write_ledger(run, planned)
-        write_report(run.out)
+        if seconds > REPORT_AFTER and item is not planned[-1]:
+            write_report(run.out)
     write_ledger(run, planned)
     return write_report(run.out)
 
 
-def about(run: Run, planned: list[Planned]) -> dict[str, Any]:
+def recipe_as_run(run: Run) -> str:
+    """The recipe's text, headed by the overrides it ran with."""
+    head = "".join(f"# override: {assignment}\n" for assignment in run.overrides)
+    return head + run.recipe_text
+
+
+def about(run: Run) -> dict[str, Any]:
     """What made this run, for the report and for whoever repeats it."""
     return {
         "format_version": FORMAT_VERSION,
@@ -210,8 +219,11 @@ def about(run: Run, planned: list[Planned]) -> dict[str, Any]:
     }
 
 
-def run_stage(run: Run, item: Planned, folders: dict[str, Path]) -> None:
-    """Run one stage between two records: one that says it began, one that says it is whole."""
+def run_stage(run: Run, item: Planned, folders: dict[str, Path]) -> float:
+    """Run one stage between two records: one that says it began, one that says it is whole.
+
+    Returns the seconds it took this time.
+    """
     folder = folders[item.name]
     if item.state in ("changed", "new"):
         set_aside(folder)
@@ -252,6 +264,7 @@ def run_stage(run: Run, item: Planned, folders: dict[str, Path]) -> None:
         finish()
         raise
     finish(status="complete", outputs=outputs_of(folder), summary=summary)
+    return time.monotonic() - started
 
 
 def inputs_of(run: Run, item: Planned, folders: dict[str, Path]) -> dict[str, Input]:

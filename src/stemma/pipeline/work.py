@@ -67,8 +67,8 @@ def document_files(
     groups = []
     for reference in references:
         place = input_place(reference, root, out=out)
-        inside = place if place.is_dir() else root
-        found = find_files([str(place)], root)
+        inside = (place if place.is_dir() else root).absolute()
+        found = find_files([str(place.absolute())], inside)
         files = [f for f in found if not f.resolve().is_relative_to(out.resolve())]
         groups.append((inside, [f for f in files if f.resolve() not in seen]))
         seen |= {f.resolve() for f in files}

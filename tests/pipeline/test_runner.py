@@ -1,0 +1,244 @@
+"""Runs: skip what is complete, resume bit for bit, refuse what would lose something."""
+
+import json
+import shutil
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import stemma
+from stemma.core.errors import DivergedError, StoppedError, UsageError
+from stemma.core.files import sha256_file
+from stemma.pipeline import pretrain, runner
+from tests.pipeline.conftest import job, run
+
+
+def states(folder, *overrides, **settings):
+    return {p.name: p.state for p in runner.plan(job(folder, *overrides, **settings))}
+
+
+def weights(folder):
+    return sha256_file(folder / "out" / "base" / "final" / "model.safetensors")
+
+
+def optimizer(folder):
+    newest = sorted((folder / "out" / "base" / "steps").iterdir())[-1]
+    return sha256_file(newest / "rank-00000.safetensors")
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()][1:]
+
+
+def test_finished_run_leaves_what_the_design_says(finished):
+    out = finished / "out"
+    for name in ("recipe.yaml", "report.html", "ledger.json", "run.json"):
+        assert (out / name).is_file(), name
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        assert (out / "base" / "final" / name).is_file(), name
+        assert (out / "export" / "hf" / name).is_file(), name
+    assert [f.name for f in sorted((out / "base" / "steps").iterdir())] == ["00000008", "00000012"]
+    for path in out.rglob("*.json"):
+        if "final" not in path.parts and "hf" not in path.parts and "steps" not in path.parts:
+            assert json.loads(path.read_text())["format_version"] == 1, path
+
+
+def test_token_ledger_balances(finished):
+    ledger = json.loads((finished / "out" / "ledger.json").read_text())["stages"]
+    corpus, base = ledger["corpus"], ledger["base"]
+    assert corpus["balanced"] and corpus["read"]["documents"] == 42
+    assert base["trained"] + base["padded"] == base["places"] == 12 * 64
+    assert base["documents"] == corpus["train"]["documents"]
+    metrics = rows(finished / "out" / "base" / "metrics.jsonl")
+    steps = [r for r in metrics if "loss" in r]
+    assert steps[-1]["tokens"] == base["trained"] and len(steps) == 12
+    assert [r["step"] for r in metrics if "heldout_bits_per_byte" in r] == [6, 12]
+
+
+def test_heldout_documents_are_in_no_training_file(finished):
+    corpus = finished / "out" / "corpus"
+    read = lambda name: [json.loads(x) for x in (corpus / name).read_text().splitlines()]  # noqa: E731
+    train, heldout = read("train.jsonl"), read("heldout.jsonl")
+    assert not {d["text"] for d in train} & {d["text"] for d in heldout}
+    share = sum(d["bytes"] for d in heldout) / sum(d["bytes"] for d in train + heldout)
+    assert 0.1 < share < 0.3
+
+
+def test_model_of_a_run_opens_in_transformers_and_here(finished):
+    final = finished / "out" / "base" / "final"
+    ours, tokenizer = stemma.load(finished / "out")
+    theirs = AutoModelForCausalLM.from_pretrained(final)
+    ids = AutoTokenizer.from_pretrained(final)("the cat sat", return_tensors="pt")["input_ids"]
+    assert ids[0].tolist() == [tokenizer.bos_id, *tokenizer.encode("the cat sat")]
+    torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-4, rtol=0)
+
+
+def test_second_run_skips_everything_and_changes_nothing(copied):
+    before = {p: sha256_file(p) for p in copied.rglob("*.safetensors")}
+    said = run(copied)
+    assert all("skipped" in line for line in said) and len(said) == 5
+    assert {p: sha256_file(p) for p in before} == before
+
+
+def test_changed_setting_is_refused_with_old_and_new(copied):
+    before = weights(copied)
+    with pytest.raises(UsageError, match=r"learning_rate was 0\.01, now 0\.02") as caught:
+        run(copied, "base.learning_rate=2e-2")
+    assert "--overwrite" in str(caught.value) and weights(copied) == before
+
+
+def test_overwrite_replaces_from_the_change_on_and_keeps_the_old(copied):
+    before = weights(copied)
+    said = run(copied, "base.learning_rate=2e-2", overwrite=True)
+    assert ["skipped" in line for line in said] == [True, True, False, False, False]
+    assert weights(copied) != before
+    old = copied / "out" / "base.previous" / "final" / "model.safetensors"
+    assert sha256_file(old) == before
+
+
+def test_settings_that_change_no_result_do_not_count(finished):
+    changed = states(finished, "base.checkpoint_every=5", "base.minutes=3", "base.device=cpu")
+    assert set(changed.values()) == {"complete"}
+
+
+def test_changed_document_reaches_every_stage_below(copied):
+    (copied / "docs" / "note-3.md").write_text("another text\n")
+    assert set(states(copied).values()) == {"changed"}
+
+
+def test_fresh_runs_everything_again_to_the_same_bits(copied):
+    before = weights(copied)
+    said = run(copied, fresh=True)
+    assert not any("skipped" in line for line in said)
+    assert weights(copied) == before
+
+
+def test_until_stops_early(project):
+    assert len(run(project, until="words")) == 2
+    assert not (project / "out" / "base").exists()
+
+
+def test_lost_output_is_made_again(copied):
+    before = weights(copied)
+    (copied / "out" / "base" / "final" / "model.safetensors").unlink()
+    assert states(copied)["base"] == "half done"
+    run(copied)
+    assert weights(copied) == before
+
+
+class Killed(BaseException):
+    """Stands for the end of the process at any line."""
+
+
+def stop_after(monkeypatch, step, how):
+    """Make the run end, in the way `how` says, right after `step` was taken."""
+    real = pretrain.RowFile.add
+
+    def add(self, **row):
+        real(self, **row)
+        if "loss" in row and row["step"] == step:
+            how()
+
+    monkeypatch.setattr(pretrain.RowFile, "add", add)
+
+
+def killed():
+    raise Killed
+
+
+@pytest.mark.parametrize("step", [2, 5, 8, 11])
+def test_killed_run_resumes_to_the_same_bits(finished, project, monkeypatch, step):
+    stop_after(monkeypatch, step, killed)
+    with pytest.raises(Killed):
+        run(project)
+    monkeypatch.undo()
+    record = json.loads((project / "out" / "base" / "stage.json").read_text())
+    assert record["status"] == "running"
+    run(project)
+    assert weights(project) == weights(finished)
+    assert optimizer(project) == optimizer(finished)
+    theirs = rows(finished / "out" / "base" / "metrics.jsonl")
+    ours = rows(project / "out" / "base" / "metrics.jsonl")
+    assert [r.get("loss") for r in ours] == [r.get("loss") for r in theirs]
+    assert (project / "out" / "base" / "samples.jsonl").read_text() == (
+        finished / "out" / "base" / "samples.jsonl"
+    ).read_text()
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGTERM, StoppedError), (signal.SIGINT, KeyboardInterrupt)]
+)
+def test_signal_saves_at_the_step_and_the_run_goes_on(
+    finished, project, monkeypatch, number, error
+):
+    stop_after(monkeypatch, 6, lambda: signal.raise_signal(number))
+    with pytest.raises(error, match="after step 6"):
+        run(project)
+    monkeypatch.undo()
+    assert (project / "out" / "base" / "steps" / "00000006").is_dir()
+    run(project)
+    assert weights(project) == weights(finished)
+
+
+def test_damaged_checkpoint_is_passed_over(finished, project, monkeypatch, caplog):
+    stop_after(monkeypatch, 9, killed)
+    with pytest.raises(Killed):
+        run(project)
+    monkeypatch.undo()
+    shard = project / "out" / "base" / "steps" / "00000008" / "rank-00000.safetensors"
+    raw = bytearray(shard.read_bytes())
+    raw[-5] ^= 4
+    shard.write_bytes(bytes(raw))
+    with caplog.at_level("WARNING", logger="stemma"):
+        run(project)
+    assert "sha256" in caplog.text and weights(project) == weights(finished)
+
+
+def test_divergence_keeps_the_last_good_checkpoint(project):
+    with pytest.raises(DivergedError, match="not taken"):
+        run(project, "base.learning_rate=1e30", "base.checkpoint_every=1", "base.clip=1e30")
+    saved = sorted((project / "out" / "base" / "steps").iterdir())
+    for tensor in load_file(saved[-1] / "rank-00000.safetensors").values():
+        assert tensor.isfinite().all()
+
+
+def test_folder_that_no_run_made_is_left_alone(project):
+    mine = project / "out" / "base"
+    mine.mkdir(parents=True)
+    (mine / "thesis.txt").write_text("years of work")
+    for settings in ({}, {"fresh": True}, {"overwrite": True}):
+        with pytest.raises(UsageError, match="no run made it"):
+            run(project, **settings)
+    assert (mine / "thesis.txt").read_text() == "years of work"
+    assert not (project / "out" / "corpus").exists()
+
+
+def test_record_of_a_newer_format_is_refused(copied):
+    path = copied / "out" / "base" / "stage.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 2}))
+    with pytest.raises(UsageError, match="format_version 2 is newer than the 1"):
+        run(copied)
+
+
+def test_continued_pretraining_takes_model_and_tokenizer_along(copied):
+    text = (copied / "tiny.yaml").read_text()
+    more = (
+        "  more:\n    kind: pretrain\n    corpus: corpus\n    init: base\n    context: 16\n"
+        "    steps: 3\n    batch_tokens: 64\n    learning_rate: 1e-3\n"
+    )
+    (copied / "tiny.yaml").write_text(text + more)
+    said = run(copied)
+    assert ["skipped" in line for line in said] == [True] * 5 + [False]
+    first = load_file(copied / "out" / "base" / "final" / "model.safetensors")
+    later = load_file(copied / "out" / "more" / "final" / "model.safetensors")
+    moved = max((first[n] - later[n]).abs().max() for n in first)
+    assert 0 < moved < 0.02  # three small steps from where the first stage ended
+    shutil.rmtree(copied / "out" / "more")
+
+
+def test_run_folder_inside_the_documents_is_not_read(project):
+    said = run(project, f"out={project / 'docs' / 'out'}")
+    assert len(said) == 5
