@@ -196,7 +196,8 @@ def pull(
     from stemma.core import assets
 
     found = assets.find(asset)
-    folder = assets.pull(found.name)
+    with progress.progress(f"pull {found.name}", found.bytes or 1) as update:
+        folder = assets.pull(found.name, on_progress=update)
     facts = {
         "asset": found.name,
         "folder": str(folder),

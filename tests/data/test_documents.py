@@ -292,7 +292,7 @@ def test_damage_inside_an_archive_is_found(tmp_path):  # (18)
 @pytest.mark.parametrize("name", ["a.jsonl.zst", "a.txt.zst", "a.jsonl.gz"])
 def test_bomb_is_stopped_by_its_ratio(tmp_path, name):  # (19)
     (tmp_path / "0.txt").write_text("good")
-    (tmp_path / name).write_bytes(pack(b" " * (24 << 20), name))
+    (tmp_path / name).write_bytes(pack(b" " * (17 << 20), name))
     limits = {"max_document_bytes": 1 << 40, "max_expansion": 500}
     assert f"{name}: unpacks to more than 500 times its size" in refusal(tmp_path, **limits)
     documents, rejects = read(tmp_path, skip=True, **limits)
@@ -300,10 +300,9 @@ def test_bomb_is_stopped_by_its_ratio(tmp_path, name):  # (19)
 
 
 def test_parquet_bomb_is_stopped_before_it_is_unpacked(tmp_path):  # (19)
-    table = pa.table({"text": [" " * (24 << 20)], "other": ["x"]})
+    table = pa.table({"text": [" " * (17 << 20)], "other": ["x"]})
     pq.write_table(table, tmp_path / "a.parquet", compression="zstd", use_dictionary=False)
     assert "a.parquet: unpacks to more than 1000 times its size" in refusal(tmp_path)
-    assert len(read(tmp_path, max_expansion=1_000_000)[0]) == 1
 
 
 WRONG_CONTENT = {

@@ -1,6 +1,7 @@
 """Hugging Face folders: what we write we read, and a folder that lies is refused by name."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -212,6 +213,20 @@ def test_failed_write_leaves_the_old_folder(name, folder, family, monkeypatch):
     assert tree(folder.path.parent) == before
 
 
+def test_failed_exchange_puts_the_old_folder_back(folder, family, monkeypatch):
+    before, rename = tree(folder.path.parent), os.rename
+
+    def refuse_new(source, target):
+        if str(source).endswith(".partial"):
+            raise OSError(5, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr("stemma.interop.folder.os.rename", refuse_new)
+    with pytest.raises(StemmaError, match="input/output error"):
+        api.save(api.build(family, **NUMBERS), None, folder.path, overwrite=True)
+    assert tree(folder.path.parent) == before
+
+
 def test_state_that_does_not_fit_its_config_is_not_written(tmp_path):
     model = api.build("gpt2", **NUMBERS)
     state = dict(model.state_dict())
@@ -412,6 +427,11 @@ def test_missing_and_unused_tensors_are_counted_and_named(llama):
         "missing model.layers.{0.mlp.up_proj.weight, 1.mlp.up_proj.weight}",
         "unused model.layers.0.surprise",
     )
+
+
+def test_one_tensor_too_many_is_enough(folder):
+    folder.tensors(lambda tensors: tensors.update({"surprise.weight": torch.zeros(1)}))
+    folder.refused("0 tensors missing, 1 unused", "surprise.weight")
 
 
 def test_no_more_than_five_names_are_shown(gpt2):

@@ -48,6 +48,10 @@ BAD = {  # what the file holds: (its bytes, words of the message)
     "header of 2^63": (encode(GOOD, length=2**63), f"header of {2**63} bytes"),
     "header of 101 MB": (encode(GOOD, length=101_000_000), "header of 101000000 bytes"),
     "header past the end": (encode(GOOD, length=9_999), "wanted a header of 9999 bytes"),
+    "header one byte past the end": (
+        encode(GOOD, buffer=b"", length=len(json.dumps(GOOD)) + 1),
+        f"wanted a header of {len(json.dumps(GOOD)) + 1} bytes, got {len(json.dumps(GOOD))}",
+    ),
     "header not UTF-8": (encode(b'{"\xff": 1}'), "not UTF-8 at byte 2"),
     "header not JSON": (encode(b"{oops"), "not usable JSON"),
     "header a list": (encode(b"[1]"), "begins with b'['"),

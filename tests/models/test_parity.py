@@ -17,6 +17,7 @@ import transformers
 import stemma
 from stemma.interop.tables import tables
 from stemma.nn.context import Context
+from stemma.nn.stack import LanguageModel
 
 transformers.utils.logging.disable_progress_bar()
 V, T, DEPTH = 97, 13, 2
@@ -79,7 +80,7 @@ def scatter(model):
 
 @dataclass(frozen=True)
 class Pair:
-    ours: stemma.nn.stack.LanguageModel
+    ours: LanguageModel
     theirs: transformers.PreTrainedModel
     folder: object
 

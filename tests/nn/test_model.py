@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from stemma.models import gpt2, llama
 from stemma.nn.context import Context
-from stemma.nn.initial import generator_for, initialise
+from stemma.nn.initial import generator_for, initialise, initialise_by_fan_in
 from stemma.nn.stack import run
 
 NUMBERS = {"width": 64, "depth": 2, "num_heads": 4, "vocab_size": 100}
@@ -175,3 +175,16 @@ def test_presets_are_models(module):
     for numbers in module.PRESETS.values():
         with torch.device("meta"):
             module.build(config(**{**numbers, "depth": 1}))
+
+
+def test_fan_in_rule_starts_every_block_as_the_identity():
+    model = llama.build(
+        llama.LlamaConfig(width=256, depth=2, num_heads=4, vocab_size=500, hidden=512)
+    )
+    initialise_by_fan_in(model, seed=0, embedding_std=0.05)
+    weights = dict(model.named_parameters())
+    assert weights["embedding.weight"].std().item() == pytest.approx(0.05, rel=0.02)
+    assert weights["blocks.1.mlp.up.weight"].std().item() == pytest.approx(1 / 16, rel=0.02)
+    tokens_BT = torch.arange(20)[None]
+    embedded_BTC = model.norm(model.embedding(tokens_BT))
+    assert torch.equal(model.hidden(tokens_BT)[0], embedded_BTC)

@@ -158,3 +158,19 @@ def test_cosine_by_hand():
 def test_wsd_by_hand():
     schedule = WarmupStableDecay(warmup=2, decay=0.5, floor=0.0)
     assert [schedule.share(s, 8) for s in range(8)] == [0.5, 1, 1, 1, 1, 0.75, 0.5, 0.25]
+
+
+def test_embeddings_take_their_own_rate():
+    # the first step of AdamW moves every weight by its rate, whatever the gradient's size
+    model = model_of(torch.float64)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    tokens = torch.arange(61).view(1, 61)
+    optimizer = adamw(
+        model, AdamW(weight_decay=0.0, embedding_rate=4.0, eps=1e-30), learning_rate=1
+    )
+    window = [[Rows(tokens, tokens.roll(-1))]]
+    fitted = fit(model, window, loss_sum, optimizer, learning_rate=lambda s: 1e-3, clip=1.0, seed=0)
+    next(fitted)
+    for name, parameter in model.named_parameters():
+        moved = (parameter.detach() - before[name]).abs().max().item()
+        assert moved == pytest.approx(4e-3 if name == "embedding.weight" else 1e-3, rel=1e-6), name

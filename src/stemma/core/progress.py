@@ -93,7 +93,10 @@ def json_lines(label: str, total: float) -> Iterator[Update]:
 
     def update(done: float, **numbers: Any) -> None:
         nonlocal shown, last
-        last = (done, numbers)
+        last = (
+            done,
+            {n: float(f"{v:.4g}") if isinstance(v, float) else v for n, v in numbers.items()},
+        )
         if time.monotonic() - shown >= EVERY:
             shown = time.monotonic()
             line()

@@ -1,17 +1,21 @@
 """Initial weights: a pure function of (seed, parameter name), so any order and any shard agrees.
 
-GPT-2's rule: matrices N(0, std), the two matrices that write to the stream divided by
-sqrt(2 * depth), norms one, biases zero ("Language models are unsupervised multitask learners",
-2019, section 2.3).
+Two rules. GPT-2's: matrices N(0, std), those that write to the stream divided by sqrt(2 * depth)
+("Language models are unsupervised multitask learners", 2019, section 2.3). Fan-in: matrices
+N(0, 1 / inputs) (LeCun et al., "Efficient BackProp", 1998, section 4.6), those that write to the
+stream zero, so that every block begins as the identity (arXiv:2003.04887 gates it to the same
+effect). In both, norms are one and biases zero.
 """
 
 import hashlib
 import math
+from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 WRITES_TO_STREAM = ("output.weight", "down.weight")
+EMBEDDINGS = ("embedding.weight", "position.weight")
 
 
 def generator_for(seed: int, *names: object) -> torch.Generator:
@@ -20,16 +24,35 @@ def generator_for(seed: int, *names: object) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-@torch.no_grad()
 def initialise(model: nn.Module, *, seed: int, std: float, depth: int) -> None:
-    """Fill every parameter of a materialised model in place."""
+    """Fill every parameter of a materialised model in place, by GPT-2's rule."""
+
+    def deviation(name: str, parameter: Tensor) -> float:
+        return std / math.sqrt(2 * depth) if name.endswith(WRITES_TO_STREAM) else std
+
+    fill(model, deviation, seed=seed)
+
+
+def initialise_by_fan_in(model: nn.Module, *, seed: int, embedding_std: float) -> None:
+    """Fill every parameter of a materialised model in place, by the fan-in rule."""
+
+    def deviation(name: str, parameter: Tensor) -> float:
+        if name.endswith(WRITES_TO_STREAM):
+            return 0.0
+        return embedding_std if name in EMBEDDINGS else parameter.shape[1] ** -0.5
+
+    fill(model, deviation, seed=seed)
+
+
+@torch.no_grad()
+def fill(model: nn.Module, deviation: Callable[[str, Tensor], float], *, seed: int) -> None:
+    """Matrices N(0, deviation(name, matrix)), norms one, biases zero."""
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             parameter.zero_()
         elif parameter.ndim == 1:
             parameter.fill_(1.0)
         else:
-            scale = std / math.sqrt(2 * depth) if name.endswith(WRITES_TO_STREAM) else std
             drawn = torch.empty(parameter.shape, dtype=torch.float32)
-            drawn.normal_(0.0, scale, generator=generator_for(seed, "initialise", name))
-            parameter.copy_(drawn)
+            stream = generator_for(seed, "initialise", name)
+            parameter.copy_(drawn.normal_(0.0, deviation(name, parameter), generator=stream))

@@ -31,6 +31,7 @@ from stemma.data.tokenizer import Tokenizer
 from stemma.eval.bits_per_byte import bits_per_byte
 from stemma.infer.generate import generate
 from stemma.infer.sampling import Sampling
+from stemma.nn.initial import initialise_by_fan_in
 from stemma.pipeline.work import Work
 from stemma.train import checkpoint
 from stemma.train.loop import fit
@@ -77,6 +78,9 @@ class PretrainStage(StrictModel):
     tokenizer: str | None = Field(default=None, description="a tokenizer stage; with `model`")
     model: dict[str, Any] | None = Field(
         default=None, description="family and numbers of a network"
+    )
+    initial: Literal["gpt-2", "fan-in"] = Field(
+        default="gpt-2", description="rule of the first weights; with `model`"
     )
     init: str | None = Field(default=None, description="a model to go on from, with its tokenizer")
     context: int = Field(ge=2, description="tokens of a sample")
@@ -214,6 +218,9 @@ def prepare_model(stage: PretrainStage, work: Work) -> tuple[Any, Tokenizer]:
         numbers = {key: value for key, value in stage.model.items() if key != "family"}
         numbers |= {"vocab_size": tokenizer.vocab_size, "context": stage.context}
         model = api.build(str(stage.model["family"]), seed=work.seed, **numbers)
+        if stage.initial == "fan-in":
+            std = model.config.initial_std
+            initialise_by_fan_in(model, seed=work.seed, embedding_std=std)
     if stage.context > model.config.context:
         LOG.warning(
             "%s: context %d is longer than the model's %d",

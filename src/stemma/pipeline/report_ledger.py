@@ -180,6 +180,11 @@ def document_notes(stage: StageRecord) -> list[str]:
     if named:
         more = f" and {len(named) - SHOWN_GROUPS} more" if len(named) > SHOWN_GROUPS else ""
         notes.append(f"Held out: {', '.join(named[:SHOWN_GROUPS])}{more}.")
+    elif number(groups):
+        total = words.counted(stage.summary.get("groups"), "group")
+        notes.append(
+            f"Held out: {words.whole(groups)} of {total} of documents that belong together."
+        )
     if number(stage.part("cut").get("documents")):
         size = words.size(stage.part("cut").get("bytes"))
         notes.append(

@@ -206,7 +206,8 @@ def chart_words(chart: Chart) -> str:
     if chart.from_zero:
         middle = level(statistics.median(values), chart)
         return f"Highest {level(max(values), chart)}, median {middle}."
-    said = f"From {level(values[0], chart)} to {level(values[-1], chart)} after {tokens} tokens."
+    start = f"From {level(values[0], chart)} to " if len(values) > 1 else ""
+    said = f"{start}{level(values[-1], chart)} after {tokens} tokens."
     if not chart.guides:
         return said
     top = visible_range(chart)[1]

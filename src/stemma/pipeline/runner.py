@@ -26,7 +26,13 @@ from stemma.core.files import (
 from stemma.pipeline import curate, evaluate, export, pretrain, tokenizer
 from stemma.pipeline.recipe import Recipe, Stage
 from stemma.pipeline.report import write_report
-from stemma.pipeline.work import Input, Work, document_files, file_hashes, outside_model
+from stemma.pipeline.work import (
+    Input,
+    Work,
+    document_files,
+    documents_fingerprint,
+    outside_model,
+)
 
 FORMAT_VERSION = 1
 KINDS: dict[str, Any] = {
@@ -121,7 +127,7 @@ def plan(run: Run) -> list[Planned]:
             elif target is not None:
                 inputs[target] = outside_model(target, run.root, out=run.out).fingerprint
         if isinstance(stage, curate.CurateStage):
-            inputs["files"] = file_hashes(document_files(stage.inputs, run.root, out=run.out))
+            inputs["files"] = documents_fingerprint(stage.inputs, run.root, out=run.out)
         version = KINDS[stage.kind].VERSION
         fingerprint = sha256_json([stage.kind, version, settings(stage), inputs, run.recipe.seed])
         state, why = "new", ""

@@ -8,6 +8,7 @@ from stemma import api
 from stemma.core import assets
 from stemma.core.errors import DataError, UsageError
 from stemma.core.files import sha256_file, sha256_json
+from stemma.core.progress import progress
 from stemma.data.sources import find_files
 from stemma.data.tokenizer import Tokenizer
 
@@ -46,48 +47,86 @@ class Work:
 def outside_model(reference: str, root: Path, *, out: Path) -> Input:
     """Resolve a model that no stage made: `asset:NAME`, or a path."""
     if reference.startswith("asset:"):
-        asset = assets.find(reference.removeprefix("asset:"))
-        return Input(assets.pull(asset.name), sha256_json([asset.source, asset.sha256]))
-    path = input_place(reference, root, out=out)
+        return Input(pulled(reference), asset_fingerprint(reference))
+    path = own_path(reference, root, out=out)
     if not path.exists():
         raise UsageError("no such model", place=reference, fix="check the path")
     files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
-    return Input(path, sha256_json([[f.name, sha256_file(f)] for f in files]))
+    return Input(path, file_hashes(files))
+
+
+def pulled(reference: str) -> Path:
+    """The folder of `asset:NAME`, fetched with a progress bar where it is not there yet."""
+    asset = assets.find(reference.removeprefix("asset:"))
+    if (folder := assets.pulled(asset.name)) is not None:
+        return folder
+    with progress(f"pull {asset.name}", asset.bytes or 1) as update:
+        return assets.pull(asset.name, on_progress=update)
+
+
+def asset_fingerprint(reference: str) -> str:
+    """What an asset holds, told by the catalogue where its hash is pinned: nothing is fetched."""
+    asset = assets.find(reference.removeprefix("asset:"))
+    if asset.sha256:
+        return sha256_json([asset.sha256, list(asset.files)])
+    return file_hashes(sorted(f for f in pulled(reference).rglob("*") if f.is_file()))
+
+
+def documents_fingerprint(references: tuple[str, ...], root: Path, *, out: Path) -> str:
+    """What a curate stage would read: contents of files, hashes of assets."""
+    parts = []
+    for reference in references:
+        if reference.startswith("asset:"):
+            parts.append(asset_fingerprint(reference))
+        else:
+            parts.append(file_hashes(own_files(reference, root, out=out)[1]))
+    return sha256_json(parts)
 
 
 def document_files(
     references: tuple[str, ...], root: Path, *, out: Path
 ) -> list[tuple[Path, list[Path]]]:
-    """The files that a curate stage reads, by the folder their names are told from.
+    """The files that a curate stage reads, each with the folder its name is told from.
 
-    Assets are pulled, folders and globs walked, a file named twice is read once. The run folder is
-    left out where it lies inside a folder that is read.
+    Assets are pulled, folders and globs walked, a file named twice is read once.
     """
     seen: set[Path] = set()
     groups = []
     for reference in references:
-        place = input_place(reference, root, out=out)
-        inside = (place if place.is_dir() else root).absolute()
-        found = find_files([str(place.absolute())], inside)
-        files = [f for f in found if not f.resolve().is_relative_to(out.resolve())]
-        groups.append((inside, [f for f in files if f.resolve() not in seen]))
-        seen |= {f.resolve() for f in files}
-    if not seen:
-        raise DataError(f"no documents in {', '.join(references)}", fix="check the inputs")
-    return groups
+        if reference.startswith("asset:"):
+            inside = pulled(reference)
+            files = find_files([str(inside)], inside)
+        else:
+            inside, files = own_files(reference, root, out=out)
+        fresh = [f for f in files if f.resolve() not in seen]
+        seen |= {f.resolve() for f in fresh}
+        groups.append((inside, fresh))
+    return [(inside, files) for inside, files in groups if files]
 
 
-def input_place(reference: str, root: Path, *, out: Path) -> Path:
-    """Where an input lies: the folder of an asset, or a path (or glob) seen from the recipe."""
-    if reference.startswith("asset:"):
-        return assets.pull(reference.removeprefix("asset:"))
-    path = root / Path(reference).expanduser()
+def own_path(reference: str, root: Path, *, out: Path) -> Path:
+    """A path seen from the recipe; the run folder itself is no input (UsageError)."""
+    path = (root / Path(reference).expanduser()).absolute()
     if path.exists() and path.resolve().is_relative_to(out.resolve()):
         what = f"the input lies in the run folder {out}"
         raise UsageError(what, place=reference, fix="choose another folder with out=")
     return path
 
 
-def file_hashes(groups: list[tuple[Path, list[Path]]]) -> str:
-    """A fingerprint of what a curate stage reads: names and contents."""
-    return sha256_json([[f.name, sha256_file(f)] for _, files in groups for f in files])
+def own_files(reference: str, root: Path, *, out: Path) -> tuple[Path, list[Path]]:
+    """Files of a folder, file or glob. A run folder below it is left out.
+
+    Raises DataError where nothing is left, and what `find_files` raises.
+    """
+    path = own_path(reference, root, out=out)
+    inside = path if path.is_dir() else root.absolute()
+    found = find_files([str(path)], inside)
+    files = [f for f in found if not f.resolve().is_relative_to(out.resolve())]
+    if not files:
+        raise DataError(f"no documents in {reference}", fix="check the inputs")
+    return inside, files
+
+
+def file_hashes(files: list[Path]) -> str:
+    """Names and contents of files, as one hash."""
+    return sha256_json([[f.name, sha256_file(f)] for f in files])

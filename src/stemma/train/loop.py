@@ -75,7 +75,7 @@ def fit(
         seed_step(seed, step)
         rate = learning_rate(step)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("scale", 1.0)
         optimizer.zero_grad(set_to_none=True)
         loss, counted = accumulate(model, window, loss_sum)
         norm = nn.utils.clip_grad_norm_(model.parameters(), clip).item()

@@ -1,6 +1,7 @@
 """AdamW with decoupled weight decay (arXiv:1711.05101, algorithm 2), fused where torch can.
 
-Decay applies to matrices only: norms and biases have no direction to shrink along.
+Decay applies to matrices only: norms and biases have no direction to shrink along. Embeddings may
+learn faster than the rest: a row is touched only by its own token, so it sees far fewer gradients.
 """
 
 import torch
@@ -17,17 +18,26 @@ class AdamW(StrictModel):
     beta1: float = Field(default=0.9, ge=0, lt=1, description="memory of the gradient")
     beta2: float = Field(default=0.95, ge=0, lt=1, description="memory of its square")
     eps: float = Field(default=1e-8, gt=0, description="added to the root of the square")
+    embedding_rate: float = Field(
+        default=1.0, gt=0, description="learning rate of embeddings, times that of the rest"
+    )
 
 
 def adamw(model: nn.Module, numbers: AdamW, *, learning_rate: float) -> torch.optim.AdamW:
-    """An optimizer over the model's parameters, in their order."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": numbers.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    """An optimizer over the trainable parameters; each group's `scale` multiplies its rate."""
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    groups: dict[str, list[nn.Parameter]] = {"embedding": [], "matrix": [], "vector": []}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            kind = "embedding" if id(parameter) in embeddings else "matrix"
+            groups[kind if parameter.ndim >= 2 else "vector"].append(parameter)
+    settings = {
+        "embedding": {"weight_decay": numbers.weight_decay, "scale": numbers.embedding_rate},
+        "matrix": {"weight_decay": numbers.weight_decay, "scale": 1.0},
+        "vector": {"weight_decay": 0.0, "scale": 1.0},
+    }
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        [{"params": some, **settings[kind]} for kind, some in groups.items() if some],
         lr=learning_rate,
         betas=(numbers.beta1, numbers.beta2),
         eps=numbers.eps,
