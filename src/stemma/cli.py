@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 from stemma.core import progress, signals
@@ -28,6 +27,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+# click's base of usage mistakes, wherever this version of typer keeps it
+Mistake = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 ENVIRONMENT = ("STEMMA_HOME", "STEMMA_DEBUG")
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON value.")]
 
@@ -308,8 +309,8 @@ def one_line(error: BaseException) -> tuple[str, int]:
     """The line and the exit code for anything that can go wrong."""
     if isinstance(error, StemmaError):
         return str(error), error.exit_code
-    if isinstance(error, click.ClickException):
-        return f"{error.format_message()}; see `stemma --help`", 2
+    if isinstance(error, Mistake):
+        return f"{error.format_message()}; see `stemma --help`", 2  # type: ignore[attr-defined]
     if isinstance(error, MemoryError):
         fix = "use a smaller batch, context or model"
         return str(ResourceError("out of memory", fix=fix)), ResourceError.exit_code
@@ -329,7 +330,7 @@ def main() -> None:
         check_repeated(sys.argv[1:])
         code = app(standalone_mode=False)
         sys.stdout.flush()
-    except (KeyboardInterrupt, click.exceptions.Abort) as interrupt:
+    except (KeyboardInterrupt, typer.Abort) as interrupt:
         print(f"interrupted: {interrupt or signals.AGAIN}", file=sys.stderr)
         code = 130
     except BrokenPipeError:

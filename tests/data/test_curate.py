@@ -203,7 +203,7 @@ def test_copies_that_are_kept_stay_on_one_side(tmp_path):
 @pytest.mark.parametrize(
     "documents",
     [
-        works(*[10] * 9) + works(10, name="b{}/x.txt") * 11,
+        works(*[10] * 9) + works(10, name="copy.txt") * 11,
         works(*[10] * 11, 500) + works(10, name="b0/y.txt") + works(300, name="b0/{}.txt"),
     ],
     ids=["many copies of one text", "a copy joins two works, and one of them goes on"],

@@ -40,7 +40,7 @@ def test_rope_scores_depend_on_the_difference_of_positions_only():
 def test_rope_equals_the_complex_formula():
     """arXiv:2104.09864, equation 13: pair i turns by position * base^(-2i/d)."""
     rope, x = Rope(6, base=500.0), drawn(2, 5, 3, 6)
-    positions = torch.tensor([[0, 1, 2, 3, 4], [9, -1, 7, 100, 3]])
+    positions = torch.tensor([[0, 1, 2, 3, 4], [9, -1, 7, 4097, 3]])
     pairs = torch.complex(x[..., :3], x[..., 3:])
     for b in range(2):
         for t in range(5):
@@ -49,7 +49,7 @@ def test_rope_equals_the_complex_formula():
                 pairs[b, t, :, i] *= complex(math.cos(angle), math.sin(angle))
     expected = torch.cat((pairs.real, pairs.imag), dim=-1)
     found = rope.rotate(x, rope.table(positions))
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
 
 
 def test_rope_turns_only_its_part_of_a_head():

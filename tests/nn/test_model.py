@@ -99,12 +99,13 @@ def test_initial_weights_have_the_named_deviation():
             assert abs(weight.mean().item()) < 0.005, name
 
 
-def test_half_precision_starts_from_the_rounded_single_precision():
-    single, half = llama_of(), llama_of().bfloat16()
-    for model in (single, half):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_every_precision_starts_from_the_single_precision_numbers(dtype):
+    single, other = llama_of(), llama_of().to(dtype)
+    for model in (single, other):
         initialise(model, seed=1, std=0.02, depth=2)
-    for ours, theirs in zip(half.parameters(), single.parameters(), strict=True):
-        assert torch.equal(ours, theirs.bfloat16())
+    for ours, theirs in zip(other.parameters(), single.parameters(), strict=True):
+        assert torch.equal(ours, theirs.to(dtype))
 
 
 def test_streams_of_random_numbers_are_apart():

@@ -56,6 +56,17 @@ def test_document_ids_may_differ_between_rows(model, tokens_of):
     torch.testing.assert_close(logits[1:, 1:], model(tokens[1:, 1:]), **CLOSE)
 
 
+def test_rotary_models_see_distances_and_not_places(build, tokens_of):
+    """All positions moved by one number: nothing changes; a gap in the middle: all after it do."""
+    model, tokens = build("llama"), tokens_of(1, 6)
+    logits = model(tokens)
+    moved = model(tokens, Context(positions_BT=torch.arange(6)[None] + 7))
+    torch.testing.assert_close(moved, logits, rtol=0, atol=1e-4)
+    gap = model(tokens, Context(positions_BT=torch.tensor([[0, 1, 2, 8, 9, 10]])))
+    changed = (gap - logits).abs().amax(-1)[0] > 1e-3
+    assert changed.tolist() == [False, False, False, True, True, True]
+
+
 def padded(rows, length, left, fill):
     """Rows of different lengths in one tensor, and where they are real."""
     tokens = torch.full((len(rows), length), fill)

@@ -411,7 +411,11 @@ def test_two_writes_give_the_same_bytes(tmp_path: Path) -> None:
 
     path = write_report(make_run(tmp_path))
     first = path.read_bytes()
-    mine = {"axes.labelsize": 30, "axes.spines.bottom": False, "svg.fonttype": "path"}
+    mine: dict[Any, Any] = {
+        "axes.labelsize": 30,
+        "axes.spines.bottom": False,
+        "svg.fonttype": "path",
+    }
     with matplotlib.rc_context(mine):
         assert write_report(tmp_path).read_bytes() == first
 

@@ -14,6 +14,7 @@ The tree, with the exit code the command line answers with:
 
 import re
 
+MAX_PLACE = 140  # characters of the place; a longer one loses its beginning
 MAX_MESSAGE = 300  # characters; a longer message is cut in its middle, never at its way out
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -42,7 +43,10 @@ class StemmaError(Exception):
         self.what, self.place, self.fix = what, str(place), fix
 
     def __str__(self) -> str:
-        head = f"{printable(self.place)}: " if self.place else ""
+        place = printable(self.place)
+        if len(place) > MAX_PLACE:  # the end of a path tells more than its beginning
+            place = "…" + place[-(MAX_PLACE - 1) :]
+        head = f"{place}: " if place else ""
         tail = f"; {printable(self.fix)}" if self.fix else ""
         room = max(40, MAX_MESSAGE - len("error: ") - len(head) - len(tail))
         what = printable(self.what)

@@ -260,3 +260,10 @@ def read_texts(path: Path) -> Iterator[str]:
     if path.exists():
         for entry in read_jsonl_documents(path):
             yield entry["text"]
+
+
+def read_sources(path: Path) -> Iterator[str]:
+    """Where the documents of one side came from; none where that side was left out."""
+    if path.exists():
+        for entry in read_jsonl_documents(path):
+            yield entry["source"]

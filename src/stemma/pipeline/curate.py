@@ -1,18 +1,24 @@
 """Stage `curate`: from files to documents, split into training and held-out by whole documents."""
 
+import os
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from stemma.core.config import StrictModel
+from stemma.core.errors import DataError
 from stemma.core.files import write_json
-from stemma.data.curate import CurateOptions, curate
-from stemma.data.documents import ReadOptions, RejectFile, read_documents
+from stemma.core.progress import LOG
+from stemma.data.curate import CurateOptions, curate, read_sources
+from stemma.data.documents import Document, ReadOptions, RejectFile, read_documents
 from stemma.data.heldout import Holdout
 from stemma.pipeline.work import Work
 
 VERSION = 1
+NAMED = 20  # held-out sources that the summary names
 
 
 class CurateStage(StrictModel):
@@ -38,6 +44,20 @@ class CurateStage(StrictModel):
     minutes: float | None = Field(default=None, ge=0, description="budget, printed beforehand")
 
 
+def read_groups(
+    groups: list[tuple[Path, list[Path]]], options: ReadOptions, rejects: RejectFile
+) -> Iterator[Document]:
+    """The documents of all inputs; an error names the file as it is found from where we are."""
+    for root, files in groups:
+        try:
+            yield from read_documents(files, options, rejects, root)
+        except DataError as error:
+            below = root.resolve().is_relative_to(Path.cwd().resolve())
+            place = os.path.join(os.path.relpath(root) if below else root, error.place)
+            place = place.removeprefix("./").rstrip("/")
+            raise DataError(error.what, place=place, fix=error.fix) from error
+
+
 def run(stage: CurateStage, work: Work, groups: list[tuple[Path, list[Path]]]) -> dict[str, Any]:
     """Write train.jsonl, heldout.jsonl, dropped.jsonl, rejects.jsonl and ledger.json."""
     options = ReadOptions(
@@ -49,19 +69,23 @@ def run(stage: CurateStage, work: Work, groups: list[tuple[Path, list[Path]]]) -
     chosen = CurateOptions(holdout=stage.holdout, drop_duplicates=stage.drop_duplicates)
     folder = work.folder
     with RejectFile(folder / "rejects.jsonl") as rejects:
-        documents = (
-            document
-            for root, files in groups
-            for document in read_documents(files, options, rejects, root)
-        )
         ledger = curate(
-            documents,
+            read_groups(groups, options, rejects),
             chosen,
             folder / "train.jsonl",
             folder / "heldout.jsonl",
             folder / "dropped.jsonl",
             rejects,
         )
+    if rejects.count:
+        LOG.warning(
+            "%s: left out %d unreadable documents, listed in %s",
+            work.name,
+            rejects.count,
+            folder / "rejects.jsonl",
+        )
     summary = ledger.to_json()
+    kept_out = islice(read_sources(folder / "heldout.jsonl"), NAMED)
+    summary["heldout_sources"] = list(dict.fromkeys(kept_out))
     write_json(folder / "ledger.json", {"format_version": 1, **summary})
     return summary

@@ -176,7 +176,8 @@ def document_ledger(stage: StageRecord) -> Html:
 def document_notes(stage: StageRecord) -> list[str]:
     """What the table of documents does not say."""
     notes, groups = [], stage.summary.get("heldout_groups")
-    named = [str(g) for g in groups] if isinstance(groups, list) else []
+    sources = stage.summary.get("heldout_sources", groups)
+    named = [str(source) for source in sources] if isinstance(sources, list) else []
     if named:
         more = f" and {len(named) - SHOWN_GROUPS} more" if len(named) > SHOWN_GROUPS else ""
         notes.append(f"Held out: {', '.join(named[:SHOWN_GROUPS])}{more}.")
