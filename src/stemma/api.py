@@ -286,7 +286,7 @@ def generate(
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not all(isinstance(text, str) for text in prompts):
         what = "a prompt must be text; messages need a chat template, which comes later"
-        raise UsageError(what, place="prompt")
+        raise UsageError(what, place="prompt", fix="give a string or a list of strings")
     answers = continue_prompts(model, tokenizer, prompts, sampling(model, **settings))
     texts = [answer.text for answer in answers]
     return texts[0] if isinstance(prompt, str) else texts

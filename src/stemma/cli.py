@@ -285,7 +285,7 @@ def report(
 
 
 def check_repeated(arguments: list[str]) -> None:
-    """An option given twice is a mistake, except those that collect."""
+    """An option given twice is a mistake, except those that collect; so is --no-X beside --X."""
     seen: set[str] = set()
     for argument in arguments:
         if argument == "--":
@@ -294,6 +294,9 @@ def check_repeated(arguments: list[str]) -> None:
         if name.startswith("--") and name != "--stop":
             if name in seen:
                 raise UsageError(f"{name} is given twice", fix="give it once")
+            other = f"--{name[5:]}" if name.startswith("--no-") else f"--no-{name[2:]}"
+            if other in seen:
+                raise UsageError(f"{other} and {name} exclude each other", fix="choose one")
             seen.add(name)
 
 
@@ -310,13 +313,15 @@ def one_line(error: BaseException) -> tuple[str, int]:
     if isinstance(error, StemmaError):
         return str(error), error.exit_code
     if isinstance(error, Mistake):
-        return f"{error.format_message()}; see `stemma --help`", 2  # type: ignore[attr-defined]
+        message = error.format_message().rstrip(".")  # type: ignore[attr-defined]
+        return str(UsageError(message, fix="see `stemma --help`")), UsageError.exit_code
     if isinstance(error, MemoryError):
         fix = "use a smaller batch, context or model"
         return str(ResourceError("out of memory", fix=fix)), ResourceError.exit_code
     if isinstance(error, OSError):
         return str(resource_error(error, error.filename or "system")), ResourceError.exit_code
-    return f"{type(error).__name__}: {error}; this is a bug: run again with --debug", 1
+    bug = StemmaError(f"{type(error).__name__}: {error}", fix="this is a bug: run with --debug")
+    return str(bug), bug.exit_code
 
 
 def main() -> None:

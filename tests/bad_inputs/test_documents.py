@@ -129,7 +129,7 @@ REFUSED = [
     # 22: a folder for a file and the reverse
     Refused(22, "folder-as-recipe", good_documents, "run docs", 2, r"docs: a folder is not a recipe; .*stemma init docs.*"),
     Refused(22, "file-as-folder", good_documents, "init docs/note.md", 2, r"docs/note\.md: not a folder; name the folder.*"),
-    Refused(22, "file-as-out", good_documents, f"{CORPUS} out=tiny.yaml", 2, r"tiny\.yaml: .*not a folder; choose another.*"),
+    Refused(22, "file-as-out", good_documents, f"{CORPUS} out=tiny.yaml", 2, r"tiny\.yaml: a file, not a folder; choose another.*"),
     Refused(22, "file-as-run", good_documents, "report docs/note.md", 2, r"docs/note\.md: not a run folder; name a folder.*"),
     Refused(22, "below-a-file", good_documents, f"{CORPUS} corpus.inputs=[docs/note.md/more]", 2, r"\S*docs/note\.md/more: no such file or folder; .+"),
     # 23: nothing of this name

@@ -146,7 +146,7 @@ def test_explain_answers_for_key_stage_and_family(stemma):
         (["list", "asets"], "did you mean assets"),
         (["pull", "shakespear"], "did you mean shakespeare"),
         (["report", "nowhere"], "not a run folder"),
-        (["init", "nowhere"], "not a folder"),
+        (["init", "nowhere"], "no such file or folder"),
     ],
 )
 def test_mistake_is_one_line_with_exit_code_2(stemma, arguments, words):

@@ -3,11 +3,13 @@
 Torch is imported by the functions that need it, so that `stemma --help` does not pay for it.
 """
 
+import contextlib
+import importlib
 import os
 import platform
-import resource
 import sys
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stemma.core.errors import UsageError
@@ -33,9 +35,23 @@ def pick(name: str) -> "torch.device":
     return device
 
 
+def forget_peak_memory() -> None:
+    """Start the measure of `peak_memory_bytes` anew, where the system allows it (Linux)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory_bytes() -> int:
-    """The most memory this process has held at once, so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """The most memory this process has held at once, since `forget_peak_memory` where it works."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    try:
+        resource = importlib.import_module("resource")
+    except ImportError:  # Windows keeps this elsewhere
+        return 0
+    peak = int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     return peak if sys.platform == "darwin" else peak * 1024
 
 

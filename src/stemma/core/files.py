@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from stemma.core.errors import ResourceError
+from stemma.core.errors import ResourceError, UsageError
 
 REASONS = {
     errno.ENOSPC: ("the disk is full", "free some space and run the same command again"),
@@ -28,11 +28,19 @@ REASONS = {
 }
 
 
-def resource_error(error: OSError, path: object) -> ResourceError:
-    """The one-line error for an operating-system refusal at `path`."""
-    what, fix = REASONS.get(error.errno or 0, (error.strerror or str(error), ""))
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        what += f" ({free_bytes(Path(str(path)))} bytes free)"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+ANYTHING = "check this path, then run the same command again"  # the way out of a rare refusal
+
+
+def resource_error(error: OSError, path: object, *, written: int = 0) -> ResourceError:
+    """The one-line error for an operating-system refusal at `path`.
+
+    `written` are the bytes that had been written there when the disk was full: more are needed.
+    """
+    what, fix = REASONS.get(error.errno or 0, (error.strerror or str(error), ANYTHING))
+    if error.errno in FULL:
+        needed = f"more than {written} bytes needed, " if written else ""
+        what += f" ({needed}{free_bytes(Path(str(path)))} free)"
     return ResourceError(what, place=path, fix=fix)
 
 
@@ -44,7 +52,9 @@ def free_bytes(path: Path) -> int:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` durable."""
+    """Make a rename in `folder` durable. Windows has no handle for it and needs none."""
+    if os.name == "nt":
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -70,9 +80,20 @@ def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         os.replace(partial, path)
         sync_folder(path.parent)
     except OSError as error:
-        raise resource_error(error, path) from error
+        written = discard(partial)  # before the free bytes are counted
+        raise resource_error(error, path, written=written) from error
     finally:
-        partial.unlink(missing_ok=True)
+        discard(partial)
+
+
+def discard(partial: Path) -> int:
+    """Remove a file that was not finished, if it is there; returns how many bytes it had."""
+    try:
+        written = partial.stat().st_size
+        partial.unlink()
+    except OSError:  # it was never made: what refused it has its own error
+        return 0
+    return written
 
 
 def write_text(path: Path, text: str) -> None:
@@ -102,12 +123,18 @@ def sha256_json(value: Any) -> str:
 
 
 def require_writable(folder: Path) -> None:
-    """Create `folder` and prove that a file can be written there, before any work starts."""
+    """Create `folder` and prove that a file can be written there, before any work starts.
+
+    Raises UsageError where something else has this name, ResourceError where the machine refuses.
+    """
     folder = Path(folder)
     probe = folder / f".probe.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
         probe.unlink()
+    except (FileExistsError, NotADirectoryError) as error:
+        fix = "choose another place with out=FOLDER"
+        raise UsageError("a file, not a folder", place=folder, fix=fix) from error
     except OSError as error:
         raise resource_error(error, folder) from error

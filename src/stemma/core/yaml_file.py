@@ -31,6 +31,7 @@ UNITS |= {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 NUMBER = re.compile(r"([-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)([A-Za-z]*)")
 NULLS = ("", "~", "null")
+SIMPLER = "write it without so much nesting"
 COLUMN = re.compile(r"(?<=\d):\d+$")
 
 Model = TypeVar("Model", bound=StrictModel)
@@ -53,7 +54,8 @@ def read_yaml(path: Path) -> Node:
     except OSError as error:
         raise resource_error(error, path) from error
     if len(raw) > MAX_BYTES:
-        raise UsageError(f"{len(raw)} bytes are too many for a recipe", place=path)
+        what = f"{len(raw)} bytes are too many for a recipe (at most {MAX_BYTES})"
+        raise UsageError(what, place=path, fix="see `stemma init`")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -74,8 +76,10 @@ def parse_yaml(text: str, name: str) -> Node:
             place=place,
             fix="check indentation: spaces only, no tabs",
         ) from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UsageError(f"not YAML ({error})", place=name) from error
+    except RecursionError as error:
+        raise UsageError("nested too deeply", place=name, fix=SIMPLER) from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"not YAML ({error})", place=name, fix="save as plain text") from error
     if root is None:
         raise UsageError("the file is empty", place=name, fix="see `stemma init`")
     return convert(root, name, depth=0, count=itertools.count())
@@ -85,7 +89,7 @@ def convert(node: yaml.Node, name: str, *, depth: int, count: Iterator[int]) -> 
     """Turn PyYAML's node into ours, refusing tags, alias bombs and double keys."""
     place = f"{name}:{node.start_mark.line + 1}"
     if depth > MAX_DEPTH or next(count) > MAX_NODES:  # aliases of aliases grow without bound
-        raise UsageError("nested too deeply, or too many values", place=place)
+        raise UsageError("nested too deeply, or too many values", place=place, fix=SIMPLER)
     if not node.tag.startswith("tag:yaml.org,2002:") or node.tag.startswith(
         "tag:yaml.org,2002:python"
     ):
@@ -102,7 +106,7 @@ def convert(node: yaml.Node, name: str, *, depth: int, count: Iterator[int]) -> 
         key_place = f"{name}:{key_node.start_mark.line + 1}:{key_node.start_mark.column + 1}"
         key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
         if not isinstance(key, str):
-            raise UsageError("a key must be a plain word", place=key_place)
+            raise UsageError("a key must be a plain word", place=key_place, fix="see `stemma init`")
         if key in entries:
             raise UsageError(
                 f"the key {key} stands twice (first at {places[key]})",
@@ -119,7 +123,8 @@ def override(root: Node, assignment: str) -> None:
     path, sign, text = assignment.partition("=")
     place = f"override {assignment}"
     if not sign or not path:
-        raise UsageError("an override is written key.path=value", place=place)
+        fix = "such as base.tokens=200k"
+        raise UsageError("an override is written key.path=value", place=place, fix=fix)
     value = parse_yaml(text, place) if text.strip() else Node("", place)
     value.place = place
     here = root
@@ -130,7 +135,8 @@ def override(root: Node, assignment: str) -> None:
             raise UsageError(f"no key {part} to go into", place=place, fix=nearest(part, entries))
         here = entries[part]
     if not isinstance(here.value, dict):
-        raise UsageError(f"{'.'.join(parents)} holds no keys", place=place)
+        fix = f"set {'.'.join(parents)} itself"
+        raise UsageError(f"{'.'.join(parents)} holds no keys", place=place, fix=fix)
     here.value[last] = value
     here.key_places[last] = place
 
@@ -144,7 +150,7 @@ def at(node: Node, key: str) -> str:
 def build(model: type[Model], node: Node, *, key: str = "") -> Model:
     """Build a strict model from a node; every error names file, line and key (UsageError)."""
     if not isinstance(node.value, dict):
-        raise UsageError(f"expected keys and values, got {shown(node)}", place=named(node, key))
+        raise wrong(node, named(node, key), "keys and values")
     fields = model.model_fields
     for name in node.value:
         if name not in fields:

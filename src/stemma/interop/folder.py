@@ -179,11 +179,13 @@ def _foreign_state(config: Any, state: Mapping[str, Tensor], folder: Path) -> di
         raise UsageError(f"{config.family} has no Hugging Face form", place=folder, fix=fix)
     shapes = expected_shapes(table, config, folder)
     if wrong := sorted(shapes.keys() ^ state.keys()):
-        raise ModelError(f"state does not fit the config: {listing(wrong)}", place=folder)
+        what = f"state does not fit the config: {listing(wrong)}"
+        raise ModelError(what, place=folder, fix="save the state of a model of this config")
     for name, shape in shapes.items():
         if tuple(state[name].shape) != shape:
             what = f"{name} has shape {list(state[name].shape)}, wanted {list(shape)}"
-            raise ModelError(what, place=folder)
+            fix = "save the state of a model of this config"
+            raise ModelError(what, place=folder, fix=fix)
     return {entry.theirs: entry.write(state) for entry in table.entries(config)}
 
 

@@ -46,7 +46,8 @@ def _shards(folder: Path) -> dict[Path, set[str] | None]:
     index = folder / INDEX
     places = read_object(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
-        raise ModelError("wanted names of files by tensor", place=f"{index}: weight_map")
+        place = f"{index}: weight_map"
+        raise ModelError("wanted names of files by tensor", place=place, fix=DAMAGED)
     names: dict[str, set[str]] = {}
     for name, shard in places.items():
         names.setdefault(shard, set()).add(name)
@@ -156,7 +157,8 @@ def _account(
         parts += [f"missing {listing(missing, room)}"] if missing else []
         parts += [f"unused {listing(unused, room)}"] if unused else []
         what = f"does not fit {table.ARCHITECTURE}: " + "; ".join(parts)
-        raise ModelError(what, place=place)
+        fix = "give the checkpoint that belongs to this config.json"
+        raise ModelError(what, place=place, fix=fix)
 
 
 def listing(names: Sequence[str], room: int = ROOM) -> str:

@@ -11,6 +11,7 @@ from stemma.core.errors import ModelError
 from stemma.pipeline.work import Work
 
 VERSION = 1
+DISK = "check the disk, then run the same command again"
 
 
 class ExportStage(StrictModel):
@@ -33,9 +34,9 @@ def run(stage: ExportStage, work: Work) -> dict[str, Any]:
     again, _ = api.load(str(folder))
     wanted, got = model.state_dict(), again.state_dict()
     if wanted.keys() != got.keys():
-        raise ModelError("other tensors came back than were written", place=folder)
+        raise ModelError("other tensors came back than were written", place=folder, fix=DISK)
     for name, tensor in wanted.items():
         if not torch.equal(tensor, got[name]):
-            raise ModelError("came back changed", place=f"{folder}: {name}")
+            raise ModelError("came back changed", place=f"{folder}: {name}", fix=DISK)
     size = sum(f.stat().st_size for f in folder.iterdir())
     return {"folder": stage.format, "format": stage.format, "bytes": size}

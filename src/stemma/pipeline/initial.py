@@ -58,6 +58,8 @@ stages:
 def write_recipe(folder: Path, output: Path | None) -> Path:
     """Write a recipe for the documents below `folder`; an existing file is kept (UsageError)."""
     if not folder.is_dir():
+        if not folder.exists():
+            find_files([str(folder)], Path())  # raises the error that knows the nearest name
         raise UsageError("not a folder", place=folder, fix="name the folder of your documents")
     files = find_files([str(folder.absolute())], folder.absolute())
     size = sum(f.stat().st_size * (4 if f.suffix in (".gz", ".zst") else 1) for f in files)

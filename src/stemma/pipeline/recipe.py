@@ -75,7 +75,8 @@ def load(path: Path, overrides: list[str]) -> Recipe:
     for assignment in overrides:
         key = assignment.partition("=")[0]
         if key in seen:
-            raise UsageError(f"{key} is set twice", place=f"override {assignment}")
+            fix = "give it once"
+            raise UsageError(f"{key} is set twice", place=f"override {assignment}", fix=fix)
         seen.add(key)
         yaml_file.override(root, full_path(root, assignment))
     root.value.setdefault("name", Node(path.stem, str(path)))

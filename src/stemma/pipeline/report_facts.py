@@ -17,6 +17,7 @@ from stemma.core.errors import DataError, UsageError
 from stemma.core.files import resource_error
 
 FORMAT_VERSION = 1
+REPEAT = "run the recipe again"
 
 Row = dict[str, Any]
 
@@ -134,7 +135,8 @@ def read_run(folder: Path) -> RunRecord:
     order = list(dict.fromkeys(map(str, named))) if isinstance(named, list) else []
     for name in order:
         if Path(name).name != name or name in ("", ".", ".."):
-            raise DataError(f"{name!r} names no stage", place=folder / "run.json: stages")
+            place = folder / "run.json: stages"
+            raise DataError(f"{name!r} names no stage", place=place, fix=REPEAT)
     records = {name: folder / name / "stage.json" for name in order}
     stages = {
         name: StageRecord(folder / name, read_record(path))
@@ -158,9 +160,9 @@ def read_record(path: Path) -> Row:
     try:
         record = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"damaged ({error})", place=path, fix="run the recipe again") from error
+        raise DataError(f"damaged ({error})", place=path, fix=REPEAT) from error
     if not isinstance(record, dict):
-        raise DataError("damaged (not a mapping)", place=path, fix="run the recipe again")
+        raise DataError("damaged (not a mapping)", place=path, fix=REPEAT)
     check_version(record, path)
     return record
 
@@ -170,7 +172,7 @@ def check_version(record: Row, path: Path) -> None:
     version = record.get("format_version")
     if is_finite(version) and number(version) > FORMAT_VERSION:
         what = f"format_version {version} is newer than the {FORMAT_VERSION} this version knows"
-        raise DataError(what, place=path, fix="update stemma-lm")
+        raise UsageError(what, place=path, fix="update stemma-lm")
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -192,9 +194,10 @@ def parsed_lines(lines: list[str], path: Path) -> Iterator[Row]:
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"damaged ({error})", place=f"{path}:{position}") from error
+            what = f"damaged ({error})"
+            raise DataError(what, place=f"{path}:{position}", fix=REPEAT) from error
         if not isinstance(value, dict):
-            raise DataError("damaged (not a mapping)", place=f"{path}:{position}")
+            raise DataError("damaged (not a mapping)", place=f"{path}:{position}", fix=REPEAT)
         yield value
 
 

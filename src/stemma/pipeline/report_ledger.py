@@ -146,7 +146,7 @@ def stack(entries: list[tuple[str, float, str]]) -> Html:
 def document_ledger(stage: StageRecord) -> Html:
     """Documents and bytes of a curate stage."""
     kinds = (None, "number", "number")
-    counts = [[stage.part(p).get(unit) for unit in ("documents", "bytes")] for p in SIDES]
+    counts = [(stage.part(p).get("documents"), stage.part(p).get("bytes")) for p in SIDES]
     dropped, left = dropped_documents(stage), bytes_left(stage)
     lines: list[tuple[str, Any, Any]] = [
         ("for training", *counts[1]),

@@ -251,6 +251,7 @@ def run_stage(run: Run, item: Planned, folders: dict[str, Path]) -> float:
         "commands": [*earlier.get("commands", []), shlex.join(run.command)],
     }
     write_json(folder / "stage.json", record)
+    machine.forget_peak_memory()
     started = time.monotonic()
 
     def finish(**values: Any) -> None:

@@ -32,6 +32,7 @@ from stemma.core.files import resource_error, sha256_file, sync_folder
 
 FORMAT_VERSION = 1
 STEP = re.compile(r"\d{8}")
+AGAIN = "use an older checkpoint, or start again with --fresh"
 
 
 @dataclass(frozen=True)
@@ -130,14 +131,17 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             path = folder / Path(name).name
             size = path.stat().st_size if path.exists() else None
             if size != wanted["bytes"]:
-                raise ModelError(f"{wanted['bytes']} bytes wanted, {size} found", place=path)
+                what = f"{wanted['bytes']} bytes wanted, {size} found"
+                raise ModelError(what, place=path, fix=AGAIN)
             if sha256_file(path) != wanted["sha256"]:
-                raise ModelError("the content does not match its sha256", place=path)
+                what = "the content does not match its sha256"
+                raise ModelError(what, place=path, fix=AGAIN)
         state = json.loads((folder / "state.json").read_text("utf-8"))
     except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, ModelError):
             raise
-        raise ModelError(f"not a complete checkpoint ({error})", place=folder) from error
+        what = f"not a complete checkpoint ({error})"
+        raise ModelError(what, place=folder, fix=AGAIN) from error
     return Checkpoint(folder, manifest, state)
 
 
@@ -179,7 +183,7 @@ def read_tensor(
     """
     about = checkpoint.manifest["tensors"].get(name)
     if about is None:
-        raise ModelError("tensor is missing", place=f"{checkpoint.folder}: {name}")
+        raise ModelError("tensor is missing", place=f"{checkpoint.folder}: {name}", fix=AGAIN)
     start, shape = start or [0] * len(about["shape"]), shape or about["shape"]
     result = torch.empty(shape, dtype=getattr(torch, about["dtype"]))
     filled = 0
@@ -195,7 +199,7 @@ def read_tensor(
         filled += part[there].numel()
     if filled != result.numel():
         what = f"slices cover {filled} of {result.numel()} values"
-        raise ModelError(what, place=f"{checkpoint.folder}: {name}")
+        raise ModelError(what, place=f"{checkpoint.folder}: {name}", fix=AGAIN)
     return result
 
 
@@ -210,12 +214,12 @@ def restore(
     if stored != targets.keys():
         missing, unused = sorted(targets.keys() - stored)[:5], sorted(stored - targets.keys())[:5]
         what = f"checkpoint of another model: missing {missing}, unused {unused}"
-        raise ModelError(what, place=checkpoint.folder)
+        raise ModelError(what, place=checkpoint.folder, fix=AGAIN)
     for name, target in targets.items():
         tensor = read_tensor(checkpoint, f"model/{name}")
         if tensor.shape != target.shape:
             what = f"shape {list(tensor.shape)} stored, {list(target.shape)} wanted"
-            raise ModelError(what, place=f"{checkpoint.folder}: {name}")
+            raise ModelError(what, place=f"{checkpoint.folder}: {name}", fix=AGAIN)
         target.copy_(tensor)
     if optimizer is None:
         return

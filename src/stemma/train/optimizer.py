@@ -1,7 +1,8 @@
 """AdamW with decoupled weight decay (arXiv:1711.05101, algorithm 2), fused where torch can.
 
-Decay applies to matrices only: norms and biases have no direction to shrink along. Embeddings may
-learn faster than the rest: a row is touched only by its own token, so it sees far fewer gradients.
+Decay applies to the matrices of layers only: norms and biases have no direction to shrink along, and
+the row of a rare token would shrink between the few steps that touch it. For the same reason an
+embedding may learn faster than the rest (`embedding_rate`).
 """
 
 import torch
@@ -14,7 +15,7 @@ from stemma.core.config import StrictModel
 class AdamW(StrictModel):
     """The numbers of AdamW. The learning rate is the schedule's business."""
 
-    weight_decay: float = Field(default=0.1, ge=0, description="decay of matrices a step, times lr")
+    weight_decay: float = Field(default=0.1, ge=0, description="decay of layers' matrices a step, times lr")
     beta1: float = Field(default=0.9, ge=0, lt=1, description="memory of the gradient")
     beta2: float = Field(default=0.95, ge=0, lt=1, description="memory of its square")
     eps: float = Field(default=1e-8, gt=0, description="added to the root of the square")
@@ -32,7 +33,7 @@ def adamw(model: nn.Module, numbers: AdamW, *, learning_rate: float) -> torch.op
             kind = "embedding" if id(parameter) in embeddings else "matrix"
             groups[kind if parameter.ndim >= 2 else "vector"].append(parameter)
     settings = {
-        "embedding": {"weight_decay": numbers.weight_decay, "scale": numbers.embedding_rate},
+        "embedding": {"weight_decay": 0.0, "scale": numbers.embedding_rate},
         "matrix": {"weight_decay": numbers.weight_decay, "scale": 1.0},
         "vector": {"weight_decay": 0.0, "scale": 1.0},
     }

@@ -1,0 +1,394 @@
+"""Writes the pages that follow from the code, so that they cannot say what the code does not do.
+
+    python docs/generate.py                     write docs/reference/ and docs/parity.md
+    python docs/generate.py --check             name every page that is out of date, exit code 1
+    python docs/generate.py --run runs/NAME     put a run's figures into README.md and its guide
+
+Keys come from the configuration classes, options from the command line itself, exit codes from
+the error classes, presets and parameter counts from the families, the table of parity from the
+test that proves it. The figures of a run come from its `stage.json` files and from nowhere else.
+"""
+
+import argparse
+import ast
+import inspect
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import typer.main
+
+from stemma import api, cli
+from stemma.core import yaml_file
+from stemma.core.errors import StemmaError
+from stemma.interop.tables import tables
+from stemma.interop.weights import expected_shapes
+from stemma.pipeline import reference
+from stemma.pipeline.recipe import KINDS, Recipe
+
+ROOT = Path(__file__).parents[1]
+NOTE = "<!-- Written by docs/generate.py: change the code, then run `make docs`. -->"
+PARITY = ROOT / "tests" / "models" / "test_parity.py"
+FILLED = (ROOT / "README.md", ROOT / "docs" / "guides" / "quickstart.md")
+BEGIN, END = "<!-- quickstart: results -->", "<!-- quickstart: end -->"
+EMPTY = (
+    "*No figures yet: they are entered by `python docs/generate.py --run runs/quickstart` after a "
+    "run, from its files.*"
+)
+WORDS = {str: "text", int: "whole number", float: "number", Path: "path", bool: ""}
+OTHER_CODES = {
+    0: "Done.",
+    1: "A mistake of Stemma itself; run again with `--debug` and report it.",
+    130: "Ctrl-C. In training, the state was saved first.",
+}
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table; a bar inside a cell is escaped."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    cells = ([str(cell).replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def page(title: str, *parts: str) -> str:
+    """A generated page."""
+    return "\n\n".join([f"# {title}", NOTE, *parts]) + "\n"
+
+
+def first_line(thing: object) -> str:
+    """The first sentence of a docstring, on one line."""
+    return " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
+
+
+def code(text: object) -> str:
+    """Inline code; nothing where there is nothing."""
+    return f"`{text}`" if str(text) else ""
+
+
+# Recipe keys
+
+
+def recipe_page() -> str:
+    """Every key of a recipe."""
+    units = ", ".join(f"`{unit}`" for unit in yaml_file.UNITS if unit)
+    parts = [
+        "A recipe is one YAML file. `stemma explain KEY` prints the same words as this page.",
+        f"Numbers may be written `1e-4`, `1_000`, or with a unit ({units}). A quoted value is "
+        "text. Every key can be set on the command line as `key.path=value`; a stage's keys start "
+        "with the stage's name: `stemma run notes.yaml base.tokens=200k`.",
+    ]
+    sections = [("The recipe", "", Recipe)]
+    sections += [(f"Stage `kind: {kind}`", f"{kind}.", KINDS[kind]) for kind in sorted(KINDS)]
+    for title, head, model in sections:
+        parts += [f"## {title}", first_line(model), keys_table(head, model)]
+    parts += [
+        "## The key `model`",
+        "`family` names the family; the other keys are its numbers. Two of them are refused in a "
+        "recipe, because others say them: `vocab_size` (the tokenizer) and `context` (the stage).",
+    ]
+    for family in api.families():
+        config = api.config_class(family)
+        parts += [f"### `family: {family}`", keys_table(f"model.{family}.", config)]
+    return page("Recipe keys", *parts)
+
+
+def keys_table(head: str, model: Any) -> str:
+    """The keys of one configuration class, named as they stand below `head`."""
+    rows = [
+        (code(entry.key.removeprefix(head)), entry.type, shown_default(entry), entry.meaning)
+        for entry in reference.walk(head, model)
+    ]
+    return table(("key", "type", "default", "meaning"), rows)
+
+
+def shown_default(entry: reference.Entry) -> str:
+    """A key's default, that it must be given, or that it follows from others as its meaning says."""
+    if entry.default:
+        return code(entry.default)
+    return "follows" if "; default " in entry.meaning else "required"
+
+
+# The command line
+
+
+def command_line_page() -> str:
+    """Every command with its options, and the exit codes."""
+    tree = typer.main.get_command(cli.app)
+    callbacks = {info.name or info.callback.__name__: info.callback for info in registered()}
+    parts = [
+        "Results are printed to stdout, messages and progress to stderr: a bar on a terminal, "
+        "JSON lines elsewhere. Options of `stemma` itself stand before the command: "
+        "`stemma --debug run notes.yaml`.",
+        options_table(tree, cli.options),
+    ]
+    for name in tree.commands:  # type: ignore[attr-defined]
+        command = tree.commands[name]  # type: ignore[attr-defined]
+        parts += [f"## stemma {name}", first_line(callbacks[name]), usage(name, command)]
+        parts.append(options_table(command, callbacks[name]))
+    parts += ["## Exit codes", exit_codes_table(), "## Environment", environment()]
+    return page("Command line", *parts)
+
+
+def registered() -> list[Any]:
+    """The commands as they were registered."""
+    return list(cli.app.registered_commands)
+
+
+def is_option(parameter: Any) -> bool:
+    return str(parameter.opts[0]).startswith("-")
+
+
+def argument_name(parameter: Any) -> str:
+    return str(parameter.metavar or parameter.name).upper()
+
+
+def usage(name: str, command: Any) -> str:
+    """The command's first line of help, in our own spelling."""
+    words = [f"stemma {name}"]
+    for parameter in command.params:
+        if not is_option(parameter):
+            word = argument_name(parameter)
+            word += " ..." if parameter.nargs != 1 else ""
+            words.append(word if parameter.required else f"[{word}]")
+        elif parameter.required:
+            words.append(f"{parameter.opts[0]} {argument_name(parameter)}")
+    return f"```text\n{' '.join(words)} [OPTIONS]\n```"
+
+
+def options_table(command: Any, callback: Callable[..., Any]) -> str:
+    """Arguments and options of one command. Every command also has --help."""
+    hints = get_type_hints(callback)
+    rows = []
+    for parameter in command.params:
+        if parameter.name in ("help", "install_completion", "show_completion"):
+            continue
+        names = parameter.opts + parameter.secondary_opts
+        spelled = ", ".join(names) if is_option(parameter) else argument_name(parameter)
+        default = "required" if parameter.required else given_default(parameter.default)
+        rows.append((code(spelled), kind_of(hints[parameter.name]), default, parameter.help or ""))
+    return table(("name", "value", "default", "meaning"), rows)
+
+
+def given_default(value: object) -> str:
+    return "" if value in (None, False, ()) else code(value)
+
+
+def kind_of(annotation: Any) -> str:
+    """A type in words; what may be given several times says so."""
+    if annotation in WORDS:
+        return WORDS[annotation]
+    inner = [a for a in get_args(annotation) if a is not type(None)]
+    if not inner:
+        return "text"
+    several = getattr(annotation, "__origin__", None) is list
+    return kind_of(inner[0]) + (", repeatable" if several else "")
+
+
+def exit_codes() -> dict[int, str]:
+    """Every exit code with what it means, from the error classes."""
+    found = {kind.exit_code: first_line(kind) for kind in StemmaError.__subclasses__()}
+    return dict(sorted({**OTHER_CODES, **found}.items()))
+
+
+def exit_codes_table() -> str:
+    return table(("code", "meaning"), exit_codes().items())
+
+
+def environment() -> str:
+    """The variables that are read."""
+    meanings = {
+        "STEMMA_HOME": "folder where pulled assets are kept; default: the user's cache folder",
+        "STEMMA_DEBUG": "set to anything: tracebacks, as with `--debug`",
+    }
+    rows = [(code(name), meanings[name]) for name in cli.ENVIRONMENT]
+    return table(("variable", "meaning"), rows)
+
+
+# Families
+
+
+def families_page() -> str:
+    """Every family with its presets and its foreign form."""
+    parts = [
+        "A family is one file of `stemma.models`. Its numbers are keys of a recipe's `model` and "
+        "arguments of `stemma.build`; the keys are on the page [recipe keys](recipe.md)."
+    ]
+    for family in api.families():
+        module = inspect.getmodule(api.config_class(family))
+        said = (inspect.getdoc(module) or "").split("\n\n")
+        parts += [f"## {family}", *said, presets_table(family, module), foreign_form(family)]
+    return page("Families and presets", *parts)
+
+
+def presets_table(family: str, module: Any) -> str:
+    """Presets with their numbers and the parameters that follow from them."""
+    rows = []
+    for name, numbers in module.PRESETS.items():
+        config = api.config_class(family)(**numbers)
+        shapes = expected_shapes(tables()[family], config, name)
+        shown = ", ".join(f"{key} {value}" for key, value in numbers.items())
+        rows.append((code(name), f"{sum(map(prod, shapes.values())):,}", shown))
+    return table(("preset", "parameters", "numbers"), rows)
+
+
+def foreign_form(family: str) -> str:
+    """How the family is called in a Hugging Face folder, and what is refused there."""
+    foreign = tables()[family]
+    fixed = ", ".join(
+        f"`{key}` other than {' or '.join(f'`{json.dumps(v)}`' for v in allowed)}"
+        for key, allowed in foreign.FIXED.items()
+    )
+    return (
+        f"In a Hugging Face folder: `model_type` `{foreign.MODEL_TYPE}`, architecture "
+        f"`{foreign.ARCHITECTURE}`. Refused when a folder is read, because they would change the "
+        f"equation: {fixed}."
+    )
+
+
+# Parity
+
+
+def parity_page() -> str:
+    """Families beside the class that each is compared with, and the tests that compare."""
+    tree = ast.parse(PARITY.read_text("utf-8"))
+    cases = [case for node in tree.body for case in cases_of(node)]
+    tests = [node for node in tree.body if isinstance(node, ast.FunctionDef) and compares(node)]
+    path = PARITY.relative_to(ROOT).as_posix()
+    rows = []
+    for case in cases:
+        family = case.split()[0]
+        rows.append((family, case, code(f"transformers.{tables()[family].ARCHITECTURE}")))
+    laws = [(test.name.removeprefix("test_").replace("_", " "), code(test.name)) for test in tests]
+    return page(
+        "Parity",
+        "Each case is a network with wide random weights, compared with the class of the last "
+        f"column. The tests are in [{path}](../{path}) and belong to `make test`. One test of "
+        f"one case: `pytest '{path}::{tests[0].name}[{cases[0].replace(' ', '-')}]'`.",
+        "## Cases",
+        table(("family", "case", "compared with"), rows),
+        "## What is compared in every case",
+        table(("law", "test"), laws),
+    )
+
+
+def cases_of(node: ast.stmt) -> list[str]:
+    """The names in `CASES = {...}`."""
+    named = isinstance(node, ast.Assign) and any(
+        isinstance(target, ast.Name) and target.id == "CASES" for target in node.targets
+    )
+    if not named or not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Dict):
+        return []
+    return [str(ast.literal_eval(key)) for key in node.value.keys if key is not None]
+
+
+def compares(node: ast.FunctionDef) -> bool:
+    """Whether a function is a test that runs over every case."""
+    arguments = [argument.arg for argument in node.args.args]
+    return node.name.startswith("test_") and "pair" in arguments
+
+
+# A run's figures
+
+
+def read_stages(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What made a run, and the records of its complete stages in order."""
+    about = json.loads((run / "run.json").read_text("utf-8"))
+    records = []
+    for name in about["stages"]:
+        path = run / name / "stage.json"
+        record = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        if record.get("status") != "complete":
+            raise SystemExit(f"{path}: the stage is not complete; run the recipe to its end")
+        records.append(record)
+    return about, records
+
+
+def results(run: Path) -> str:
+    """A run's figures as Markdown."""
+    about, records = read_stages(run)
+    machine, versions = about["machine"], about["versions"]
+    kinds = {record["kind"]: record for record in records}
+    if missing := {"pretrain", "evaluate"} - kinds.keys():
+        raise SystemExit(f"{run}: the recipe has no stage of kind {' or '.join(sorted(missing))}")
+    trained, heldout = kinds["pretrain"]["summary"], kinds["evaluate"]["summary"]["heldout"]
+    seconds = sum(record["seconds"] for record in records)
+    memory = max(record["peak_memory_bytes"] for record in records)
+    scores = sorted(kinds["evaluate"]["summary"]["scores"], key=lambda row: row["bits_per_byte"])
+    rows = [(row["name"], f"{row['bits_per_byte']:.3f}", interval(row)) for row in scores]
+    return "\n\n".join(
+        [
+            f"`{about['command']}`, seed {about['seed']}, on {machine['processor']}, "
+            f"{machine['cores']} cores, {machine['threads']} threads, torch {versions['torch']}: "
+            f"{trained['parameters']:,} parameters, {trained['tokens']:,} training tokens at "
+            f"{trained['tokens_per_second']:,.0f} tokens/s, {seconds / 60:.1f} minutes in all, "
+            f"{memory / 1e9:.2f} GB of memory at most.",
+            f"Bits per byte of {heldout['bytes']:,} bytes of held-out text "
+            f"({heldout['documents']} documents); lower is better.",
+            table(("method", "bits per byte", "95 % interval"), rows),
+        ]
+    )
+
+
+def interval(row: dict[str, Any]) -> str:
+    """A score's interval, where it has one."""
+    found = row.get("interval")
+    return f"{found[0]:.3f} to {found[1]:.3f}" if found else ""
+
+
+def fill(text: str, content: str) -> str:
+    """A document with `content` between its two markers; SystemExit where it has not both."""
+    pattern = re.escape(BEGIN) + r".*?" + re.escape(END)
+    if len(re.findall(pattern, text, re.DOTALL)) != 1:
+        raise SystemExit(f"the document needs {BEGIN} and {END} once each")
+    filled = f"{BEGIN}\n\n{content}\n\n{END}"
+    return re.sub(pattern, lambda _: filled, text, flags=re.DOTALL)
+
+
+# The command
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "docs/reference/recipe.md": recipe_page,
+    "docs/reference/command-line.md": command_line_page,
+    "docs/reference/families.md": families_page,
+    "docs/parity.md": parity_page,
+}
+
+
+def stale() -> list[str]:
+    """Pages that are missing or differ from what the code says."""
+    return [
+        name
+        for name, write in PAGES.items()
+        if not (ROOT / name).is_file() or (ROOT / name).read_text("utf-8") != write()
+    ]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write, check or fill; returns the exit code."""
+    parser = argparse.ArgumentParser(description=first_line(sys.modules[__name__]))
+    parser.add_argument("--check", action="store_true", help="only name what is out of date")
+    parser.add_argument("--run", type=Path, help="enter the figures of this run folder")
+    chosen = parser.parse_args(arguments)
+    if chosen.check:
+        old = stale()
+        for name in old:
+            sys.stderr.write(f"{name} is out of date; run `make docs`\n")
+        return 1 if old else 0
+    if chosen.run is not None:
+        content = results(chosen.run)
+        for path in FILLED:
+            path.write_text(fill(path.read_text("utf-8"), content), "utf-8")
+        return 0
+    for name, write in PAGES.items():
+        (ROOT / name).parent.mkdir(parents=True, exist_ok=True)
+        (ROOT / name).write_text(write(), "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
