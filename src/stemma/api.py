@@ -16,9 +16,9 @@ from pydantic import ValidationError
 
 import stemma.models
 from stemma.core import assets
-from stemma.core.config import StrictModel, nearest
+from stemma.core.config import StrictModel
 from stemma.core.device import pick
-from stemma.core.errors import ModelError, UsageError
+from stemma.core.errors import ModelError, UsageError, nearest
 from stemma.core.files import sha256_json
 from stemma.core.yaml_file import read_yaml
 from stemma.data.tokenizer import Tokenizer

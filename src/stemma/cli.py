@@ -14,8 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from stemma.core import progress, signals
-from stemma.core.config import nearest
-from stemma.core.errors import ResourceError, StemmaError, UsageError, printable
+from stemma.core.errors import ResourceError, StemmaError, UsageError, nearest, printable
 from stemma.core.files import resource_error
 
 app = typer.Typer(

@@ -131,12 +131,14 @@ REFUSED = [
     Refused(22, "file-as-folder", good_documents, "init docs/note.md", 2, r"docs/note\.md: not a folder; name the folder.*"),
     Refused(22, "file-as-out", good_documents, f"{CORPUS} out=tiny.yaml", 2, r"tiny\.yaml: a file, not a folder; choose another.*"),
     Refused(22, "file-as-run", good_documents, "report docs/note.md", 2, r"docs/note\.md: not a run folder; name a folder.*"),
+    Refused(22, "out-below-a-file", good_documents, f"{CORPUS} out=tiny.yaml/a/b", 2, r"tiny\.yaml/a/b: a file, not a folder; choose another.*"),
     Refused(22, "below-a-file", good_documents, f"{CORPUS} corpus.inputs=[docs/note.md/more]", 2, r"\S*docs/note\.md/more: no such file or folder; .+"),
     # 23: nothing of this name
     Refused(23, "path", good_documents, f"{CORPUS} corpus.inputs=[docs/god.jsonl]", 2, r"\S*docs/god\.jsonl: no such file or folder; did you mean \S*good\.jsonl"),
     Refused(23, "folder", good_documents, f"{CORPUS} corpus.inputs=[dcos]", 2, r"\S*dcos: no such file or folder; did you mean docs"),
     Refused(23, "glob", good_documents, f"{CORPUS} 'corpus.inputs=[\"docs/*.txt\"]'", 2, r"\S*docs/\*\.txt: matches nothing; in docs there is: .*note\.md.*"),
     Refused(23, "recipe", good_documents, "run tinny.yaml", 2, r"tinny\.yaml: no such recipe; did you mean tiny\.yaml"),
+    Refused(23, "endless-name", good_documents, "run " + "x" * 2000, 2, r"…x+: no such recipe; .+"),
     Refused(23, "init", good_documents, "init dcos", 2, r"dcos: .*; .*docs.*"),
 ]  # fmt: skip
 

@@ -42,7 +42,8 @@ def newer_run(folder: Path) -> None:
 
 CASES = [
     # 37: an unknown key
-    Refused(37, "misspelt", recipe("learning_rate", "learing_rate"), RUN, 2, AT + r"12:5: stages\.base\.learing_rate: unknown key; did you mean learning_rate"),
+    Refused(37, "misspelt", recipe("learning_rate", "learing_rate"), RUN, 2, AT + r"13: learing_rate: unknown key; did you mean learning_rate"),
+    Refused(37, "nothing-near", recipe("learning_rate", "zzz"), RUN, 2, AT + r"13: zzz: unknown key; known: batch_tokens, .*"),
     Refused(37, "top-level", recipe("name: tiny", "name: tiny\nsede: 1"), RUN, 2, AT + r"2\S*: sede: unknown key; did you mean seed"),
     Refused(37, "in-model", recipe("num_heads", "num_head"), RUN, 2, AT + r"9\S*: \S*num_head: unknown key; did you mean num_heads"),
     Refused(37, "in-schedule", recipe("warmup: 1", "warmups: 1"), RUN, 2, AT + r"14\S*: \S*warmups: unknown key; did you mean warmup"),
@@ -60,7 +61,7 @@ CASES = [
     Refused(38, "nothing", base("batch_tokens", ""), RUN, 2, AT + r"12\S*: \S*batch_tokens: expected a whole number, got nothing; .+"),
     Refused(38, "not-finite", base("learning_rate", ".nan"), RUN, 2, AT + r"13\S*: \S*learning_rate: expected a number, got \.nan; .+"),
     Refused(38, "override", good_documents, f"{RUN} base.steps=many", 2, r".*base\.steps.*: expected a whole number, got many; .+"),
-    Refused(38, "option", good_documents, "generate . --prompt x --seed many", 2, r".*--seed.*many.*; .+"),
+    Refused(38, "option", good_documents, "generate . --prompt x --seed many", 2, r".*--seed.*integer.*; see `stemma --help`"),
     # 39: out of range
     Refused(39, "rate", base("learning_rate", "-1"), RUN, 2, AT + r"13\S*: \S*learning_rate: .*greater than 0 .*-1.*; .+"),
     Refused(39, "rate-zero", base("learning_rate", "0"), RUN, 2, AT + r"13\S*: \S*learning_rate: .*greater than 0 .*; .+"),

@@ -30,8 +30,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from stemma.core.archives import extract, fingerprint
-from stemma.core.config import StrictModel, nearest
-from stemma.core.errors import ResourceError, UsageError
+from stemma.core.config import StrictModel
+from stemma.core.errors import ResourceError, UsageError, nearest
 from stemma.core.files import (
     free_bytes,
     require_writable,

@@ -12,8 +12,11 @@ The tree, with the exit code the command line answers with:
     └── StoppedError   75   a signal stopped the run; its state is saved
 """
 
+import difflib
 import re
+from collections.abc import Iterable
 
+LEAST_WORDS = 60  # characters for what is wrong, whatever the length of the rest
 MAX_PLACE = 140  # characters of the place; a longer one loses its beginning
 MAX_MESSAGE = 300  # characters; a longer message is cut in its middle, never at its way out
 
@@ -27,6 +30,11 @@ def printable(text: object) -> str:
     one-line promise or the terminal: "a\\nb" -> "a\\\\nb".
     """
     return _CONTROL.sub(lambda found: found.group().encode("unicode_escape").decode(), str(text))
+
+
+def clipped(text: str, room: int) -> str:
+    """At most `room` characters of a text, with a mark where it goes on."""
+    return text if len(text) <= room else text[: room - 1] + "…"
 
 
 class StemmaError(Exception):
@@ -47,12 +55,10 @@ class StemmaError(Exception):
         if len(place) > MAX_PLACE:  # the end of a path tells more than its beginning
             place = "…" + place[-(MAX_PLACE - 1) :]
         head = f"{place}: " if place else ""
-        tail = f"; {printable(self.fix)}" if self.fix else ""
-        room = max(40, MAX_MESSAGE - len("error: ") - len(head) - len(tail))
-        what = printable(self.what)
-        if len(what) > room:
-            what = what[: room - 1] + "…"
-        return head + what + tail
+        room = MAX_MESSAGE - len("error: ") - len(head)
+        fix = clipped(printable(self.fix), room - LEAST_WORDS)
+        tail = f"; {fix}" if fix else ""
+        return head + clipped(printable(self.what), room - len(tail)) + tail
 
 
 class UsageError(StemmaError, ValueError):
@@ -89,3 +95,14 @@ class StoppedError(StemmaError):
     """A signal stopped the run at a step boundary; the same command goes on from there."""
 
     exit_code = 75
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The way out of a misspelling: 'did you mean X', or the known words where none is near.
+
+    >>> nearest("learing_rate", ["learning_rate", "steps"])
+    'did you mean learning_rate'
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]}" if close else f"known: {', '.join(known)}"

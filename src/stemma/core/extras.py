@@ -7,8 +7,7 @@ through `require`, at the moment of use; nothing optional is imported when a mod
 import importlib
 from types import ModuleType
 
-from stemma.core.config import nearest
-from stemma.core.errors import ResourceError
+from stemma.core.errors import ResourceError, nearest
 
 MODULES = {"report": "matplotlib"}  # extra -> the module that proves it is installed
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from stemma.core.errors import ResourceError, UsageError
+from stemma.core.errors import ResourceError
 
 REASONS = {
     errno.ENOSPC: ("the disk is full", "free some space and run the same command again"),
@@ -123,18 +123,12 @@ def sha256_json(value: Any) -> str:
 
 
 def require_writable(folder: Path) -> None:
-    """Create `folder` and prove that a file can be written there, before any work starts.
-
-    Raises UsageError where something else has this name, ResourceError where the machine refuses.
-    """
+    """Create `folder` and prove that a file can be written there, before any work starts."""
     folder = Path(folder)
     probe = folder / f".probe.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
         probe.unlink()
-    except (FileExistsError, NotADirectoryError) as error:
-        fix = "choose another place with out=FOLDER"
-        raise UsageError("a file, not a folder", place=folder, fix=fix) from error
     except OSError as error:
         raise resource_error(error, folder) from error

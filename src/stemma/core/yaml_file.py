@@ -19,8 +19,8 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from stemma.core.config import StrictModel, nearest
-from stemma.core.errors import UsageError
+from stemma.core.config import StrictModel
+from stemma.core.errors import UsageError, nearest
 from stemma.core.files import resource_error
 
 MAX_BYTES = 4 << 20

@@ -103,7 +103,11 @@ def open_store(folder: Path) -> TokenStore:
         about = json.loads((folder / "store.json").read_text("utf-8"))
         if about["format_version"] > FORMAT_VERSION:
             found = about["format_version"]
-            raise DataError(f"format {found} is newer than this version knows", place=folder, fix="update stemma-lm")
+            raise DataError(
+                f"format {found} is newer than this version knows",
+                place=folder,
+                fix="update stemma-lm",
+            )
         tokens = np.memmap(folder / "tokens.bin", dtype=about["dtype"], mode="r")
         if sha256_file(folder / "index.safetensors") != about["index_sha256"]:
             raise DataError("the index does not match its hash", place=folder, fix=fix)

@@ -13,8 +13,8 @@ from pydantic import Field, ValidationError
 
 from stemma import api
 from stemma.core import yaml_file
-from stemma.core.config import StrictModel, nearest
-from stemma.core.errors import UsageError
+from stemma.core.config import StrictModel
+from stemma.core.errors import UsageError, nearest
 from stemma.core.yaml_file import Node
 from stemma.pipeline.curate import CurateStage
 from stemma.pipeline.evaluate import EvaluateStage

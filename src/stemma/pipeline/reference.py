@@ -13,8 +13,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from stemma import api
-from stemma.core.config import StrictModel, nearest
-from stemma.core.errors import UsageError
+from stemma.core.config import StrictModel
+from stemma.core.errors import UsageError, nearest
 from stemma.pipeline.recipe import KINDS, Recipe
 
 

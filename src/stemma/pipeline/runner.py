@@ -115,8 +115,17 @@ def changes(record: dict[str, Any], stage: Stage, inputs: dict[str, str]) -> str
     return "; ".join(words)
 
 
+def require_folder(out: Path) -> None:
+    """Refuse a run folder at, or below, something that is a file (UsageError)."""
+    there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        fix = "choose another place with out=FOLDER"
+        raise UsageError("a file, not a folder", place=out, fix=fix)
+
+
 def plan(run: Run) -> list[Planned]:
     """Fingerprint every stage up to `until` and look at what the folder holds."""
+    require_folder(run.out)
     planned: dict[str, Planned] = {}
     for name, stage in run.recipe.stages.items():
         inputs = {}

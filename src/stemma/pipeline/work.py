@@ -40,7 +40,9 @@ class Work:
         """A model and its tokenizer; a model without one cannot go through a stage."""
         model, tokenizer = api.load(str(self.inputs[reference].path))
         if tokenizer is None:
-            raise UsageError("the model has no tokenizer", place=reference, fix="add tokenizer.json")
+            raise UsageError(
+                "the model has no tokenizer", place=reference, fix="add tokenizer.json"
+            )
         return model, tokenizer
 
 

@@ -1,8 +1,8 @@
 """AdamW with decoupled weight decay (arXiv:1711.05101, algorithm 2), fused where torch can.
 
-Decay applies to the matrices of layers only: norms and biases have no direction to shrink along, and
-the row of a rare token would shrink between the few steps that touch it. For the same reason an
-embedding may learn faster than the rest (`embedding_rate`).
+Decay applies to the matrices of layers only: norms and biases have no direction to shrink along,
+and the row of a rare token would shrink between the few steps that touch it. For the same reason
+an embedding may learn faster than the rest (`embedding_rate`).
 """
 
 import torch
@@ -15,7 +15,9 @@ from stemma.core.config import StrictModel
 class AdamW(StrictModel):
     """The numbers of AdamW. The learning rate is the schedule's business."""
 
-    weight_decay: float = Field(default=0.1, ge=0, description="decay of layers' matrices a step, times lr")
+    weight_decay: float = Field(
+        default=0.1, ge=0, description="decay of layers' matrices a step, times lr"
+    )
     beta1: float = Field(default=0.9, ge=0, lt=1, description="memory of the gradient")
     beta2: float = Field(default=0.95, ge=0, lt=1, description="memory of its square")
     eps: float = Field(default=1e-8, gt=0, description="added to the root of the square")
