@@ -106,7 +106,7 @@ def keys_table(head: str, model: Any) -> str:
 
 
 def shown_default(entry: reference.Entry) -> str:
-    """A key's default, that it must be given, or that it follows from others as its meaning says."""
+    """A key's default, that it must be given, or that it follows from other keys."""
     if entry.default:
         return code(entry.default)
     return "follows" if "; default " in entry.meaning else "required"

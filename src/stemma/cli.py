@@ -4,6 +4,7 @@ Messages and progress go to stderr. Every failure is one line, `error: place: wh
 the exit code of its kind; `--debug` adds the traceback.
 """
 
+import errno
 import json
 import os
 import signal
@@ -32,19 +33,26 @@ ENVIRONMENT = ("STEMMA_HOME", "STEMMA_DEBUG")
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON value.")]
 
 
-@app.callback()
-def options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
-    """From a folder of text to a language model."""
-    if debug:
-        os.environ["STEMMA_DEBUG"] = "1"
-    if version:
+def show_version(asked: bool) -> None:
+    """Print the version and leave: before a command is asked for, hence from its own callback."""
+    if asked:
         from importlib import metadata
 
         print(metadata.version("stemma-lm"))
         raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=show_version, help="Print the version."),
+    ] = False,
+) -> None:
+    """From a folder of text to a language model."""
+    if debug:
+        os.environ["STEMMA_DEBUG"] = "1"
 
 
 def put(value: Any) -> None:
@@ -317,6 +325,9 @@ def one_line(error: BaseException) -> tuple[str, int]:
     if isinstance(error, MemoryError):
         fix = "use a smaller batch, context or model"
         return str(ResourceError("out of memory", fix=fix)), ResourceError.exit_code
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        long = UsageError("the name is too long", place=error.filename, fix="name a file or folder")
+        return str(long), long.exit_code
     if isinstance(error, OSError):
         return str(resource_error(error, error.filename or "system")), ResourceError.exit_code
     bug = StemmaError(f"{type(error).__name__}: {error}", fix="this is a bug: run with --debug")

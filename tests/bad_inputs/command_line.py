@@ -58,7 +58,6 @@ class Refused:
     command: str
     code: int
     line: str
-    leaves: str = ""  # pattern of paths that may be new; papers of a failed run are always allowed
 
 
 @dataclass(frozen=True)
@@ -141,24 +140,23 @@ def check_line(outcome: Outcome, code: int, pattern: str) -> None:
         assert other == line or "message" in json.loads(other) or "stage" in json.loads(other)
 
 
-def check_kept(before: Mapping[str, str], folder: Path, leaves: str = "") -> None:
+def check_kept(before: Mapping[str, str], folder: Path) -> None:
     """Nothing lost, nothing changed, nothing half done under a final name."""
     after = snapshot(folder)
     assert {name: after.get(name) for name in before} == dict(before)
     for name in sorted(after.keys() - before.keys()):
-        allowed = PAPERS.fullmatch(name) or (leaves and re.fullmatch(leaves, name))
-        assert allowed, f"{name} is new"
+        assert PAPERS.fullmatch(name), f"{name} is new"
         if name.endswith(".json"):
             assert json.loads((folder / name).read_text()).get("status") != "complete"
 
 
 def refuse(case: Refused, folder: Path) -> None:
-    """Check a refused input. A wrong command or recipe (code 2) leaves nothing new at all."""
+    """Check a refused input; a wrong command, recipe or model leaves nothing new at all."""
     case.lay_out(folder)
     before = snapshot(folder)
     outcome = call(folder, case.command)
     check_line(outcome, case.code, case.line)
-    check_kept(before, folder, case.leaves)
+    check_kept(before, folder)
     if case.code in (2, 4):
         assert snapshot(folder) == before
 

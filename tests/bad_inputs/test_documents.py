@@ -138,7 +138,8 @@ REFUSED = [
     Refused(23, "folder", good_documents, f"{CORPUS} corpus.inputs=[dcos]", 2, r"\S*dcos: no such file or folder; did you mean docs"),
     Refused(23, "glob", good_documents, f"{CORPUS} 'corpus.inputs=[\"docs/*.txt\"]'", 2, r"\S*docs/\*\.txt: matches nothing; in docs there is: .*note\.md.*"),
     Refused(23, "recipe", good_documents, "run tinny.yaml", 2, r"tinny\.yaml: no such recipe; did you mean tiny\.yaml"),
-    Refused(23, "endless-name", good_documents, "run " + "x" * 2000, 2, r"…x+: no such recipe; .+"),
+    Refused(23, "endless-name", good_documents, "run " + "x" * 2000, 2, r"…x+: the name is too long; name a file.*"),
+    Refused(23, "endless-model", good_documents, "generate --prompt x " + "x" * 2000, 2, r"…x+: the name is too long; name a file.*"),
     Refused(23, "init", good_documents, "init dcos", 2, r"dcos: .*; .*docs.*"),
 ]  # fmt: skip
 

@@ -424,7 +424,7 @@ def test_missing_and_unused_tensors_are_counted_and_named(llama):
     llama.tensors(change)
     llama.refused(
         "2 tensors missing, 1 unused",
-        "missing model.layers.{0.mlp.up_proj.weight, 1.mlp.up_proj.weight}",
+        "missing model.layers.{0, 1}.mlp.up_proj.weight",
         "unused model.layers.0.surprise",
     )
 

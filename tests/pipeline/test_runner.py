@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import stemma
-from stemma.core.errors import DivergedError, StoppedError, UsageError
+from stemma.core.errors import DataError, DivergedError, StoppedError, UsageError
 from stemma.core.files import sha256_file
 from stemma.pipeline import pretrain, runner
 from tests.pipeline.conftest import job, run
@@ -195,6 +195,25 @@ def test_damaged_checkpoint_is_passed_over(finished, project, monkeypatch, caplo
     with caplog.at_level("WARNING", logger="stemma"):
         run(project)
     assert "sha256" in caplog.text and weights(project) == weights(finished)
+
+
+def test_repaired_document_needs_no_overwrite(project):
+    log = project / "docs" / "log.jsonl"
+    good = log.read_text()
+    log.write_text(good + "{broken\n")
+    with pytest.raises(DataError, match=r"log\.jsonl:31"):
+        run(project)
+    log.write_text(good)
+    assert len(run(project, until="words")) == 2
+
+
+def test_half_trained_stage_is_not_replaced_without_a_word(project, monkeypatch):
+    stop_after(monkeypatch, 5, killed)
+    with pytest.raises(Killed):
+        run(project)
+    monkeypatch.undo()
+    with pytest.raises(UsageError, match="learning_rate"):
+        run(project, "base.learning_rate=2e-2")
 
 
 def test_divergence_keeps_the_last_good_checkpoint(project):

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 
 LEAST_WORDS = 60  # characters for what is wrong, whatever the length of the rest
 MAX_PLACE = 140  # characters of the place; a longer one loses its beginning
-MAX_MESSAGE = 300  # characters; a longer message is cut in its middle, never at its way out
+MAX_MESSAGE = 300  # characters; a longer message is cut in what it says, last in its way out
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 

@@ -131,7 +131,8 @@ def curate(
             spool.seek(0)
             curation.write(spool, train_path, heldout_path)
     except OSError as error:
-        raise resource_error(error, train_path.parent) from error
+        written = curation.ledger.read.bytes
+        raise resource_error(error, train_path.parent, written=written) from error
     assert ledger.balanced(), f"the ledger does not balance: {ledger}"
     return ledger
 

@@ -93,9 +93,10 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     """Read and check the header of a safetensors file; nothing of the buffer is read.
 
     Raises ModelError that names the file, the tensor where there is one, and what was wanted and
-    what was found.
+    what was found; for a pickle, how to convert it.
     """
     path = Path(path)
+    refuse_pickle(path)
     try:
         with open(path, "rb") as file:
             size = file.seek(0, 2)
@@ -183,7 +184,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     The tensors share the file's pages: copy them before the file may change.
     """
     path = Path(path)
-    refuse_pickle(path)
     infos = read_header(path)
     try:
         with safe_open(path, framework="pt") as file:

@@ -164,17 +164,31 @@ def _account(
 def listing(names: Sequence[str], room: int = ROOM) -> str:
     """The first few names, as many as `room` characters hold; what they share is written once.
 
-    >>> listing(["h.0.attn.w", "h.0.attn.b"])
-    'h.0.attn.{w, b}'
+    >>> listing(["h.0.attn.w", "h.0.attn.b"]), listing(["h.0.query.w", "h.0.key.w"])
+    ('h.0.attn.{w, b}', 'h.0.{query, key}.w')
     """
     for count in range(min(len(names), SHOWN), 0, -1):
         first, more = list(names[:count]), ", …" if count < len(names) else ""
-        shared = commonprefix(first).rpartition(".")[0] if count > 1 else ""
-        parts = ", ".join(name[len(shared) + 1 if shared else 0 :] for name in first) + more
-        text = f"{shared}.{{{parts}}}" if shared else parts
+        head, tail = shared_ends(first)
+        parts = ", ".join(name[len(head) : len(name) - len(tail)] for name in first) + more
+        text = f"{head}{{{parts}}}{tail}" if head or tail else parts
         if len(text) <= room:
             break
     return text
+
+
+def shared_ends(names: Sequence[str]) -> tuple[str, str]:
+    """What several names have in common, in whole words: ["a.b.w", "a.c.w"] -> ("a.", ".w")."""
+    if len(names) == 1:
+        return "", ""
+    words = [name.split(".") for name in names]
+    least = min(map(len, words)) - 1  # one word of each name stays
+    head = len(commonprefix([parts[:least] for parts in words]))
+    tail = len(commonprefix([parts[head:][:0:-1] for parts in words]))
+    return (
+        "".join(f"{word}." for word in words[0][:head]),
+        "".join(f".{word}" for word in words[0][len(words[0]) - tail :]),
+    )
 
 
 def _check_tensor(tensor: Tensor, entry: Entry, shapes: Mapping[str, Shape], place: Path) -> None:

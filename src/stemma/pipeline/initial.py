@@ -7,6 +7,8 @@ from stemma.core.errors import UsageError
 from stemma.core.files import atomic_file
 from stemma.data.sources import find_files
 
+BATCH_TOKENS = 512
+
 TEMPLATE = """\
 # {name}: a small language model of the documents in {shown}
 # Run it:      stemma run {file}
@@ -34,13 +36,15 @@ stages:
     corpus: corpus
     tokenizer: tokenizer
     model: {{family: llama, width: {width}, depth: {depth}, num_heads: {heads}, tied: true}}
+    initial: fan-in     # blocks begin as the identity: they learn faster
     context: 256        # tokens the network sees at once
     tokens: {tokens}    # about {epochs:.1f} passes over the documents
-    batch_tokens: 2048
-    learning_rate: 3e-3
-    schedule: {{kind: cosine, warmup: 40, floor: 0.05}}
-    checkpoint_every: 100
-    watch: {{every: 100}}
+    batch_tokens: {batch_tokens}   # few tokens a step: a small run learns more from many small steps
+    learning_rate: 1e-3
+    schedule: {{kind: cosine, warmup: 50, floor: 0}}
+    optimizer: {{embedding_rate: 20, beta2: 0.98}}
+    checkpoint_every: 200
+    watch: {{every: {watch_every}, bytes: 20k}}
     samples: {{every: {sample_every}}}
 
   scores:               # bits per byte on the held-out documents, beside baselines
@@ -80,7 +84,7 @@ def numbers(name: str, path: Path, folder: Path, count: int, size: int) -> dict[
     width, depth = (128, 3) if size < 200_000 else (192, 4) if size < 1_000_000 else (256, 5)
     corpus_tokens = max(1, size / 3)
     tokens = int(min(1_000_000, max(60_000, 4 * corpus_tokens)) // 1000 * 1000)
-    steps = math.ceil(tokens / 2048)
+    steps = math.ceil(tokens / BATCH_TOKENS)
     source = relative(folder, path.parent)
     return {
         "name": name,
@@ -93,8 +97,10 @@ def numbers(name: str, path: Path, folder: Path, count: int, size: int) -> dict[
         "width": width,
         "depth": depth,
         "heads": width // 32,
+        "batch_tokens": BATCH_TOKENS,
         "tokens": f"{tokens // 1000}k",
         "epochs": tokens / corpus_tokens,
+        "watch_every": max(1, steps // 5),
         "sample_every": max(1, steps // 4),
     }
 

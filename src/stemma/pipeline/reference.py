@@ -64,7 +64,9 @@ def default(info: FieldInfo) -> str:
         return "see below"
     if value is None:
         return "none"
-    return {True: "true", False: "false"}.get(value, str(value)) if value != () else "[]"
+    if isinstance(value, bool):  # 0 and 1 equal them, and are numbers
+        return "true" if value else "false"
+    return str(value) if value != () else "[]"
 
 
 def bounds(info: FieldInfo) -> str:

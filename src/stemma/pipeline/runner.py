@@ -10,14 +10,16 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stemma.core import device as machine
-from stemma.core.errors import StemmaError, UsageError
+from stemma.core.errors import ResourceError, StemmaError, UsageError
 from stemma.core.files import (
     require_writable,
+    resource_error,
     sha256_file,
     sha256_json,
     write_json,
@@ -43,6 +45,7 @@ KINDS: dict[str, Any] = {
     "export": export,
 }
 REPORT_AFTER = 20.0  # seconds of a stage after which the report is brought up to date
+PAPERS = ("recipe.yaml", "ledger.json", "report.html")  # of a run, beside its stages
 SCRATCH = ("steps", "data")  # folders of a stage whose files are not results
 
 
@@ -116,11 +119,27 @@ def changes(record: dict[str, Any], stage: Stage, inputs: dict[str, str]) -> str
 
 
 def require_folder(out: Path) -> None:
-    """Refuse a run folder at, or below, something that is a file (UsageError)."""
+    """Refuse a run folder that is a file, or whose papers no run wrote (UsageError)."""
+    fix = "choose another place with out=FOLDER"
     there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     if not there.is_dir():
-        fix = "choose another place with out=FOLDER"
         raise UsageError("a file, not a folder", place=out, fix=fix)
+    for name in () if (out / "run.json").exists() else PAPERS:
+        if (out / name).exists():
+            raise UsageError("the file exists and no run made it", place=out / name, fix=fix)
+
+
+def require_ours(folder: Path) -> None:
+    """Refuse to replace a stage's folder, or its older generation, that no run made."""
+    for made in (folder, older(folder)) if folder.exists() else ():
+        if made.exists() and not (made / "stage.json").is_file():
+            fix = "move it away, or choose out=FOLDER"
+            raise UsageError("the folder exists and no run made it", place=made, fix=fix)
+
+
+def older(folder: Path) -> Path:
+    """Where the generation of a stage before this one is kept."""
+    return folder.with_name(folder.name + ".previous")
 
 
 def plan(run: Run) -> list[Planned]:
@@ -145,9 +164,8 @@ def plan(run: Run) -> list[Planned]:
             state, why = judge(run.out / name, record, fingerprint)
             if state == "changed":
                 why = changes(record, stage, inputs)
-        elif (run.out / name).exists() and not (run.out / name / "stage.json").is_file():
-            what = "the folder exists and no run made it"
-            raise UsageError(what, place=run.out / name, fix="move it away, or choose out=FOLDER")
+        if state in ("new", "changed"):
+            require_ours(run.out / name)
         planned[name] = Planned(name, stage, fingerprint, inputs, state, why)
         if name == run.until:
             break
@@ -157,7 +175,9 @@ def plan(run: Run) -> list[Planned]:
 def judge(folder: Path, record: dict[str, Any], fingerprint: str) -> tuple[str, str]:
     """Complete, half done, or changed."""
     if record.get("fingerprint") != fingerprint:
-        return "changed", ""
+        # a stage that failed before it made anything has nothing to lose
+        made = record.get("status") == "complete" or any(folder.glob("steps/*"))
+        return ("changed" if made else "new"), ""
     if record.get("status") != "complete":
         return "half done", ""
     lost = intact(folder, record)
@@ -180,16 +200,11 @@ def set_aside(folder: Path) -> None:
 
     Only folders with a record are moved or replaced: nothing else was made by a run.
     """
-    if not folder.exists():
-        return
-    previous = folder.with_name(folder.name + ".previous")
-    for made in (folder, previous):
-        if made.exists() and not (made / "stage.json").is_file():
-            fix = "move it away, or choose out=FOLDER"
-            raise UsageError("the folder exists and no run made it", place=made, fix=fix)
-    if previous.exists():
-        shutil.rmtree(previous)
-    folder.rename(previous)
+    require_ours(folder)
+    if folder.exists():
+        if older(folder).exists():
+            shutil.rmtree(older(folder))
+        folder.rename(older(folder))
 
 
 def execute(run: Run, say: Callable[[str], None]) -> Path:
@@ -197,8 +212,8 @@ def execute(run: Run, say: Callable[[str], None]) -> Path:
     planned = plan(run)
     refuse_changed(run, planned)
     require_writable(run.out)
+    write_json(run.out / "run.json", about(run))  # first: it tells whose folder this is
     write_text(run.out / "recipe.yaml", recipe_as_run(run))
-    write_json(run.out / "run.json", about(run))
     folders = {p.name: run.out / p.name for p in planned}
     for position, item in enumerate(planned, start=1):
         head = f"[{position}/{len(planned)}] {item.name}"
@@ -276,8 +291,11 @@ def run_stage(run: Run, item: Planned, folders: dict[str, Path]) -> float:
             summary = module.run(item.stage, work, groups)
         else:
             summary = module.run(item.stage, work)
-    except (StemmaError, KeyboardInterrupt):
-        finish()
+    except (StemmaError, KeyboardInterrupt, OSError) as error:
+        with suppress(ResourceError):  # on a full disk the first error is the one to tell
+            finish()
+        if isinstance(error, OSError):
+            raise resource_error(error, error.filename or folder) from error
         raise
     finish(status="complete", outputs=outputs_of(folder), summary=summary)
     return time.monotonic() - started

@@ -118,14 +118,15 @@ def own_path(reference: str, root: Path, *, out: Path) -> Path:
 def own_files(reference: str, root: Path, *, out: Path) -> tuple[Path, list[Path]]:
     """Files of a folder, file or glob. A run folder below it is left out.
 
-    Raises DataError where nothing is left, and what `find_files` raises.
+    Raises UsageError where nothing is left, and what `find_files` raises.
     """
     path = own_path(reference, root, out=out)
     inside = path if path.is_dir() else root.absolute()
     found = find_files([str(path)], inside)
     files = [f for f in found if not f.resolve().is_relative_to(out.resolve())]
     if not files:
-        raise DataError(f"no documents in {reference}", fix="check the inputs")
+        what = f"all of the input lies in the run folder {out}"
+        raise UsageError(what, place=reference, fix="choose another folder with out=")
     return inside, files
 
 
