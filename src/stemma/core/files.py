@@ -39,8 +39,10 @@ def resource_error(error: OSError, path: object, *, written: int = 0) -> Resourc
     """
     what, fix = REASONS.get(error.errno or 0, (error.strerror or str(error), ANYTHING))
     if error.errno in FULL:
-        needed = f"more than {written} bytes needed, " if written else ""
-        what += f" ({needed}{free_bytes(Path(str(path)))} free)"
+        sizes = [f"more than {written} bytes needed"] if written else []
+        if error.errno != errno.EFBIG:
+            sizes.append(f"{free_bytes(Path(str(path)))} bytes free")
+        what += f" ({', '.join(sizes)})" if sizes else ""
     return ResourceError(what, place=path, fix=fix)
 
 

@@ -9,7 +9,7 @@ surrogates are refused here; of repeated keys the last one counts, with one warn
 import difflib
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import Any
 
 from stemma.core.errors import printable
@@ -25,7 +25,7 @@ _NAMES = {
 }
 
 
-def split_lines(blocks: Iterable[bytes], limit: int) -> Iterator[tuple[int, bytes | None]]:
+def split_lines(blocks: Iterable[bytes], limit: int) -> Generator[tuple[int, bytes | None]]:
     """Number and bytes of every line, without its end; None for a line above `limit` bytes.
 
     A too long line is reported as soon as it passes the limit and is then read over, not held.

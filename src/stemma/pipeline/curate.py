@@ -12,6 +12,7 @@ from stemma.core.config import StrictModel
 from stemma.core.errors import DataError
 from stemma.core.files import write_json
 from stemma.core.progress import LOG
+from stemma.core.progress import LOG
 from stemma.data.curate import CurateOptions, curate, read_sources
 from stemma.data.documents import Document, ReadOptions, RejectFile, read_documents
 from stemma.data.heldout import Holdout
@@ -84,6 +85,8 @@ def run(stage: CurateStage, work: Work, groups: list[tuple[Path, list[Path]]]) -
             rejects.count,
             folder / "rejects.jsonl",
         )
+    if rejects.count:
+        LOG.warning("%d bad lines were left out; see %s", rejects.count, rejects.path)
     summary = ledger.to_json()
     kept_out = islice(read_sources(folder / "heldout.jsonl"), NAMED)
     summary["heldout_sources"] = list(dict.fromkeys(kept_out))

@@ -1,13 +1,16 @@
 """`stemma init`: a commented recipe for a folder of someone's own documents, sized to them."""
 
+import json
 import math
 from pathlib import Path
 
-from stemma.core.errors import UsageError
+from stemma.core.errors import UsageError, printable
 from stemma.core.files import atomic_file
 from stemma.data.sources import find_files
+from stemma.data.text_key import likely_text_key
 
 BATCH_TOKENS = 512
+PACKED = 4  # times its size a compressed text is taken to hold
 
 TEMPLATE = """\
 # {name}: a small language model of the documents in {shown}
@@ -22,7 +25,7 @@ stages:
   corpus:               # documents in, split into training and held-out
     kind: curate
     inputs: [{quoted}]  # folders, files, globs; seen from this file's folder
-    text_key: text      # the key of JSONL lines and the column of Parquet that hold the text
+    text_key: {text_key}  # the key of JSONL lines and the column of Parquet that hold the text
     bad_lines: skip     # list bad lines in rejects.jsonl and go on; `error` stops at the first
     holdout: {{fraction: 0.1}}   # whole documents kept from training, to score on
 
@@ -39,7 +42,7 @@ stages:
     initial: fan-in     # blocks begin as the identity: they learn faster
     context: 256        # tokens the network sees at once
     tokens: {tokens}    # about {epochs:.1f} passes over the documents
-    batch_tokens: {batch_tokens}   # few tokens a step: a small run learns more from many small steps
+    batch_tokens: {batch_tokens}   # a small run learns more from many small steps
     learning_rate: 1e-3
     schedule: {{kind: cosine, warmup: 50, floor: 0}}
     optimizer: {{embedding_rate: 20, beta2: 0.98}}
@@ -66,20 +69,20 @@ def write_recipe(folder: Path, output: Path | None) -> Path:
             find_files([str(folder)], Path())  # raises the error that knows the nearest name
         raise UsageError("not a folder", place=folder, fix="name the folder of your documents")
     files = find_files([str(folder.absolute())], folder.absolute())
-    size = sum(f.stat().st_size * (4 if f.suffix in (".gz", ".zst") else 1) for f in files)
     name = "".join(c if c.isalnum() or c in "._-" else "-" for c in folder.resolve().name)
     name = name.lstrip("._-") or "my-docs"
     path = output or Path(f"{name}.yaml")
     if path.exists():
         raise UsageError("the file exists", place=path, fix="remove it, or use --output FILE")
-    text = TEMPLATE.format(**numbers(name, path, folder, len(files), size))
+    text = TEMPLATE.format(**numbers(name, path, folder, files))
     with atomic_file(path, "w") as file:
         file.write(text)
     return path
 
 
-def numbers(name: str, path: Path, folder: Path, count: int, size: int) -> dict[str, object]:
-    """Sizes that suit a corpus of `size` bytes: small text gets a small network."""
+def numbers(name: str, path: Path, folder: Path, files: list[Path]) -> dict[str, object]:
+    """Sizes that suit the corpus: small text gets a small network."""
+    size = sum(f.stat().st_size * (PACKED if f.suffix in (".gz", ".zst") else 1) for f in files)
     vocab_size = 512 if size < 200_000 else 1024 if size < 1_000_000 else 2048
     width, depth = (128, 3) if size < 200_000 else (192, 4) if size < 1_000_000 else (256, 5)
     corpus_tokens = max(1, size / 3)
@@ -89,10 +92,11 @@ def numbers(name: str, path: Path, folder: Path, count: int, size: int) -> dict[
     return {
         "name": name,
         "file": path,
-        "shown": folder.name or str(folder),
-        "count": count,
+        "shown": printable(folder.name or folder),
+        "count": len(files),
+        "text_key": json.dumps(likely_text_key(files)),
         "megabytes": size / 1e6,
-        "quoted": '"' + source.replace("\\", "\\\\").replace('"', '\\"') + '"',
+        "quoted": json.dumps(source),
         "vocab_size": vocab_size,
         "width": width,
         "depth": depth,

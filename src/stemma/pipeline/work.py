@@ -6,7 +6,7 @@ from typing import Any
 
 from stemma import api
 from stemma.core import assets
-from stemma.core.errors import DataError, UsageError
+from stemma.core.errors import UsageError
 from stemma.core.files import sha256_file, sha256_json
 from stemma.core.progress import progress
 from stemma.data.sources import find_files

@@ -104,8 +104,9 @@ def save_checkpoint(
         os.replace(partial, final)
         sync_folder(steps_folder)
     except OSError as error:
+        written = sum(file.stat().st_size for file in partial.glob("*"))
         shutil.rmtree(partial, ignore_errors=True)
-        raise resource_error(error, final) from error
+        raise resource_error(error, final, written=written) from error
     return final
 
 
