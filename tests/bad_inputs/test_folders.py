@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (tables are read by rows)
 """Bad places, cases 29 to 32: the input is the output, the output exists, it may not or cannot
 be written.
 
@@ -36,7 +37,9 @@ MINE = "what a person wrote\n"
 NOT_OURS = r"the (file|folder) exists and no run made it; .+"
 MAY_WRITE_ALL = 1 << 1  # CAP_DAC_OVERRIDE: root passes over permissions with it
 FULL_FILE = r"\S+: the file is larger than the limit set for it \(more than \d+ bytes needed\); raise `ulimit -f`"
-FULL_DISK = r"\S+: the disk is full \(more than \d+ bytes needed, \d+ bytes free\); free some space .*"
+FULL_DISK = (
+    r"\S+: the disk is full \(more than \d+ bytes needed, \d+ bytes free\); free some space .*"
+)
 
 
 def mine(name: str):

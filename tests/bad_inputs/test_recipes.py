@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (tables are read by rows)
 """Bad recipes, options and environment, cases 37 to 44: the line and the key are named."""
 
 import json

@@ -12,7 +12,6 @@ from stemma.core.config import StrictModel
 from stemma.core.errors import DataError
 from stemma.core.files import write_json
 from stemma.core.progress import LOG
-from stemma.core.progress import LOG
 from stemma.data.curate import CurateOptions, curate, read_sources
 from stemma.data.documents import Document, ReadOptions, RejectFile, read_documents
 from stemma.data.heldout import Holdout
@@ -77,13 +76,6 @@ def run(stage: CurateStage, work: Work, groups: list[tuple[Path, list[Path]]]) -
             folder / "heldout.jsonl",
             folder / "dropped.jsonl",
             rejects,
-        )
-    if rejects.count:
-        LOG.warning(
-            "%s: left out %d unreadable documents, listed in %s",
-            work.name,
-            rejects.count,
-            folder / "rejects.jsonl",
         )
     if rejects.count:
         LOG.warning("%d bad lines were left out; see %s", rejects.count, rejects.path)
