@@ -118,7 +118,7 @@ def test_every_preset_is_valid_and_names_are_listed():
         ("lama", LLAMA, "unknown family or preset 'lama'; did you mean llama"),
         ("../llama", LLAMA, "unknown family or preset"),
         ("gpt2-medum", {}, "did you mean gpt2-medium"),
-        ("llama", {}, "width: a number is missing"),
+        ("llama", {}, "width: required key is missing"),
         ("llama", {**LLAMA, "widht": 3}, "widht: unknown key; did you mean width"),
         ("llama", {**LLAMA, "depth": 0}, "llama: depth: input should be greater than or equal"),
         ("llama", {**LLAMA, "depth": "3"}, "llama: depth: "),

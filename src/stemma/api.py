@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 import stemma.models
 from stemma.core import assets
-from stemma.core.config import StrictModel
+from stemma.core.config import StrictModel, complaint
 from stemma.core.device import pick
 from stemma.core.errors import ModelError, UsageError, nearest
 from stemma.core.files import sha256_json
@@ -115,16 +115,13 @@ def _config(family: str, numbers: Mapping[str, Any]) -> Any:
 
 def _complaint(error: ValidationError, name: str, kind: type[StrictModel]) -> UsageError:
     """The first of pydantic's complaints in one line."""
-    first = error.errors(include_url=False)[0]
-    key = str(first["loc"][0]) if first["loc"] else ""
-    place = f"{name}: {key}" if key else name
-    if first["type"] == "extra_forbidden":
-        return UsageError("unknown key", place=place, fix=nearest(key, kind.model_fields))
-    if first["type"] == "missing":
-        return UsageError("a number is missing", place=place, fix=f"give {key}=…")
-    what = first["msg"].removeprefix("Value error, ")
-    got = f" (got {first['input']!r:.60})" if key else ""
-    return UsageError(what[:1].lower() + what[1:] + got, place=place, fix="correct it")
+    found = complaint(error)
+    fix = "correct it"
+    if found.kind == "extra_forbidden":
+        fix = nearest(found.key, kind.model_fields)
+    elif found.kind == "missing":
+        fix = f"give {found.key}=…"
+    return UsageError(found.what, place=f"{name}: {found.key}" if found.key else name, fix=fix)
 
 
 def _on_meta(family: str, config: Any) -> LanguageModel:

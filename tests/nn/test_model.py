@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from stemma.models import gpt2, llama
 from stemma.nn.context import Context
-from stemma.nn.initial import generator_for, initialise, initialise_by_fan_in
+from stemma.nn.initial import initialise, initialise_by_fan_in
 from stemma.nn.stack import run
 
 NUMBERS = {"width": 64, "depth": 2, "num_heads": 4, "vocab_size": 100}

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import stemma
-from stemma.core.errors import DataError, DivergedError, StoppedError, UsageError
+from stemma.core.errors import DataError, DivergedError, ModelError, StoppedError, UsageError
 from stemma.core.files import sha256_file
 from stemma.pipeline import pretrain, runner
 from tests.pipeline.conftest import job, run
@@ -104,6 +104,13 @@ def test_settings_that_change_no_result_do_not_count(finished):
     assert set(changed.values()) == {"complete"}
 
 
+def test_moved_document_counts_as_a_change(copied):
+    # the name decides reading order, held-out choice and group
+    (copied / "docs" / "sub").mkdir()
+    (copied / "docs" / "note-3.md").rename(copied / "docs" / "sub" / "note-3.md")
+    assert set(states(copied).values()) == {"changed"}
+
+
 def test_changed_document_reaches_every_stage_below(copied):
     (copied / "docs" / "note-3.md").write_text("another text\n")
     assert set(states(copied).values()) == {"changed"}
@@ -168,15 +175,12 @@ def test_killed_run_resumes_to_the_same_bits(finished, project, monkeypatch, ste
     ).read_text()
 
 
-@pytest.mark.parametrize(
-    ("number", "error"), [(signal.SIGTERM, StoppedError), (signal.SIGINT, KeyboardInterrupt)]
-)
-def test_signal_saves_at_the_step_and_the_run_goes_on(
-    finished, project, monkeypatch, number, error
-):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_signal_saves_at_the_step_and_the_run_goes_on(finished, project, monkeypatch, number, code):
     stop_after(monkeypatch, 6, lambda: signal.raise_signal(number))
-    with pytest.raises(error, match="after step 6"):
+    with pytest.raises(StoppedError, match="after step 6, state saved") as stopped:
         run(project)
+    assert stopped.value.exit_code == code
     monkeypatch.undo()
     assert (project / "out" / "base" / "steps" / "00000006").is_dir()
     run(project)
@@ -195,6 +199,90 @@ def test_damaged_checkpoint_is_passed_over(finished, project, monkeypatch, caplo
     with caplog.at_level("WARNING", logger="stemma"):
         run(project)
     assert "sha256" in caplog.text and weights(project) == weights(finished)
+    assert (project / "out" / "base" / "steps" / "00000008.damaged").is_dir()
+
+
+def test_save_after_damage_is_not_purged_for_the_damaged(project, monkeypatch):
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 10, killed)
+        with pytest.raises(Killed):
+            run(project)
+    steps = project / "out" / "base" / "steps"
+    for folder in steps.iterdir():
+        (folder / "state.json").write_text("{}")
+    stop_after(monkeypatch, 2, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(StoppedError, match="after step 2"):
+        run(project, "base.keep_checkpoints=1")
+    assert (steps / "00000002" / "manifest.json").is_file()
+
+
+def test_interrupted_fresh_run_keeps_the_complete_model_and_goes_on(copied, monkeypatch):
+    before = weights(copied)
+    for step in (5, 9):
+        with pytest.MonkeyPatch.context() as patch:
+            stop_after(patch, step, lambda: signal.raise_signal(signal.SIGTERM))
+            with pytest.raises(StoppedError, match=f"after step {step}"):
+                run(copied, fresh=True)
+        old = copied / "out" / "base.previous" / "final" / "model.safetensors"
+        assert sha256_file(old) == before
+    run(copied, fresh=True)
+    assert weights(copied) == before
+
+
+def test_failed_overwrite_keeps_the_complete_model(copied):
+    before = weights(copied)
+    with pytest.raises(DivergedError):
+        run(copied, "base.learning_rate=1e30", "base.clip=1e30", overwrite=True)
+    run(copied, "base.learning_rate=2e-2", overwrite=True)
+    old = copied / "out" / "base.previous" / "final" / "model.safetensors"
+    assert sha256_file(old) == before
+
+
+@pytest.mark.parametrize("name", ["tokens.bin", "index.safetensors", "plan.safetensors"])
+def test_changed_training_data_is_noticed_at_resume(project, monkeypatch, name):
+    stop_after(monkeypatch, 5, killed)
+    with pytest.raises(Killed):
+        run(project)
+    monkeypatch.undo()
+    path = project / "out" / "base" / "data" / name
+    raw = bytearray(path.read_bytes())
+    raw[-3] ^= 1
+    path.write_bytes(bytes(raw))
+    with pytest.raises((DataError, ModelError)):
+        run(project)
+
+
+def test_damaged_history_is_left_out_and_the_run_goes_on(finished, project, monkeypatch):
+    stop_after(monkeypatch, 6, killed)
+    with pytest.raises(Killed):
+        run(project)
+    monkeypatch.undo()
+    metrics = project / "out" / "base" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text() + '{"step": 7, "lo\n{]\n')
+    run(project)
+    assert weights(project) == weights(finished)
+    assert [r["step"] for r in rows(metrics) if "loss" in r] == list(range(1, 13))
+
+
+def test_lost_history_of_a_complete_stage_is_no_crash(copied):
+    (copied / "out" / "base" / "metrics.jsonl").unlink()
+    run(copied)
+    record = json.loads((copied / "out" / "base" / "stage.json").read_text())
+    assert record["status"] == "complete" and record["summary"]["final_loss"] > 0
+
+
+def test_leftovers_of_a_kill_are_cleared_and_never_recorded(project, monkeypatch):
+    stop_after(monkeypatch, 5, killed)
+    with pytest.raises(Killed):
+        run(project)
+    monkeypatch.undo()
+    base = project / "out" / "base"
+    (base / ".tokens.bin.77.partial").write_text("x")
+    (base / "data" / ".x.77.partial").write_text("x")
+    (base / ".final.77.old").mkdir()
+    run(project)
+    assert not list(base.rglob(".*"))
+    assert not any("/." in f"/{name}" for name in runner.read_record(base)["outputs"])
 
 
 def test_repaired_document_needs_no_overwrite(project):
@@ -258,6 +346,51 @@ def test_continued_pretraining_takes_model_and_tokenizer_along(copied):
     shutil.rmtree(copied / "out" / "more")
 
 
-def test_run_folder_inside_the_documents_is_not_read(project):
-    said = run(project, f"out={project / 'docs' / 'out'}")
-    assert len(said) == 5
+def test_what_runs_made_is_never_read_as_documents(project):
+    run(project, f"out={project / 'docs' / 'first'}")
+    run(project, f"out={project / 'docs' / 'second'}")
+    for name in ("first", "second"):
+        ledger = json.loads((project / "docs" / name / "ledger.json").read_text())
+        assert ledger["stages"]["corpus"]["read"]["documents"] == 42
+
+
+def test_ledger_remembers_stages_beyond_until(copied):
+    (copied / "out" / "corpus" / "train.jsonl").unlink()
+    run(copied, until="corpus")
+    ledger = json.loads((copied / "out" / "ledger.json").read_text())
+    assert ledger["stages"].keys() == {"corpus", "base"}
+
+
+def test_text_without_spaces_trains_and_samples(project):
+    for path in (project / "docs").iterdir():
+        path.unlink()
+    for number in range(6):
+        text = "天地玄黃宇宙洪荒日月盈昃辰宿列張" * (20 + number)
+        (project / "docs" / f"{number}.txt").write_text(text)
+    run(project)
+    samples = rows(project / "out" / "base" / "samples.jsonl")
+    assert samples and all(len(r["prompt"]) < 20 for r in samples)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["scores.stride=64"], "stride (64) must be at most context (16)"),
+        (["scores.context=32"], "context (32) is longer than base's (16)"),
+        (["seed=99999999999999999999"], "less than"),
+        (["base.tokens=5"], "one of tokens and steps"),
+        (["base.batch_tokens=65"], "batch_tokens (65) must be a multiple of context (16)"),
+        (["base.model.width=63"], "width (63) must be a multiple of num_heads (2)"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_any_work(project, overrides, words):
+    with pytest.raises(UsageError) as caught:
+        run(project, *overrides)
+    assert words in str(caught.value) and not (project / "out").exists()
+
+
+def test_prompt_longer_than_the_context_is_refused_before_training(project):
+    prompts = f"base.samples.prompts=[{'the cat sat on a mat ' * 9}]"
+    with pytest.raises(UsageError, match=r"samples\.prompts: a prompt of \d+ tokens"):
+        run(project, prompts)
+    assert not (project / "out" / "base" / "steps").exists()

@@ -1,5 +1,6 @@
 """Checkpoints: everything comes back, damage is named, a half save is never taken for one."""
 
+import hashlib
 import json
 import shutil
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from stemma.core.errors import ModelError
+from stemma.core.errors import ModelError, UsageError
 from stemma.models import gpt2, llama
 from stemma.nn.initial import initialise
 from stemma.train import checkpoint
@@ -67,14 +68,17 @@ def test_manifest_lists_every_tensor_and_names_the_optimizer_state(tmp_path):
     assert manifest["fingerprints"] == PRINTS
 
 
-@pytest.mark.parametrize("name", ["rank-00000.safetensors", "state.json"])
-@pytest.mark.parametrize("place", [0, 100, -1])
+FILES = ["rank-00000.safetensors", "state.json", "manifest.json", "manifest.sha256"]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("place", [0, 100, -2])
 def test_one_flipped_bit_is_found_and_the_file_named(tmp_path, name, place):
     folder = write(tmp_path, *trained())
     raw = bytearray((folder / name).read_bytes())
     raw[min(place, len(raw) - 1)] ^= 1
     (folder / name).write_bytes(bytes(raw))
-    with pytest.raises(ModelError, match=name):
+    with pytest.raises(ModelError, match="manifest" if name.startswith("manifest") else name):
         checkpoint.open_checkpoint(folder)
 
 
@@ -86,6 +90,28 @@ def test_damaged_newest_gives_way_to_the_older(tmp_path):
     found, damaged = checkpoint.newest_checkpoint(tmp_path)
     assert found is not None and found.step == 3
     assert len(damaged) == 1 and "rank-00000" in str(damaged[0])
+    assert [f.name for f in checkpoint.checkpoints(tmp_path)] == ["00000003"]
+
+
+def test_checkpoint_of_a_later_version_is_not_taken_for_damage(tmp_path):
+    folder = write(tmp_path, *trained())
+    manifest = json.loads((folder / "manifest.json").read_text()) | {"format_version": 2}
+    raw = json.dumps(manifest).encode()
+    (folder / "manifest.json").write_bytes(raw)
+    (folder / "manifest.sha256").write_text(hashlib.sha256(raw).hexdigest())
+    with pytest.raises(UsageError, match="newer"):
+        checkpoint.newest_checkpoint(tmp_path)
+    assert folder.is_dir()
+
+
+def test_optimizer_state_of_another_set_of_parameters_is_refused(tmp_path):
+    model, optimizer = trained()
+    del optimizer.state[model.norm.weight]
+    write(tmp_path, model, optimizer)
+    found, _ = checkpoint.newest_checkpoint(tmp_path)
+    other, other_optimizer = trained(steps=0)
+    with pytest.raises(ModelError, match=r"norm\.weight"):
+        checkpoint.restore(found, other, other_optimizer)
 
 
 def test_leftover_of_a_crash_is_no_checkpoint_and_is_cleared(tmp_path):

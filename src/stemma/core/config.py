@@ -4,7 +4,9 @@
 refused. Recipes come through `stemma.core.yaml_file`, which knows the line of every key.
 """
 
-from pydantic import BaseModel, ConfigDict
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class StrictModel(BaseModel):
@@ -17,3 +19,26 @@ def multiple(name: str, value: int, of_name: str, of: int) -> None:
     """Refuse a number that another does not divide, naming both: for use in validators."""
     if value % of:
         raise ValueError(f"{name} ({value}) must be a multiple of {of_name} ({of})")
+
+
+class Complaint(NamedTuple):
+    """What is wrong with a configuration: its key, "" where several disagree, and a sentence.
+
+    `kind` is pydantic's name of the mistake, such as "missing" or "extra_forbidden".
+    """
+
+    key: str
+    what: str
+    kind: str
+
+
+def complaint(error: ValidationError) -> Complaint:
+    """The first of pydantic's complaints in our words."""
+    first = error.errors(include_url=False)[0]
+    key, kind = str(first["loc"][0]) if first["loc"] else "", first["type"]
+    own = {"missing": "required key is missing", "extra_forbidden": "unknown key"}
+    if kind in own:
+        return Complaint(key, own[kind], kind)
+    what, value = first["msg"].removeprefix("Value error, "), first["input"]
+    got = f" (got {value!r:.60})" if key and not isinstance(value, dict) else ""
+    return Complaint(key, what[:1].lower() + what[1:] + got, kind)

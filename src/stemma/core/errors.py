@@ -9,7 +9,7 @@ The tree, with the exit code the command line answers with:
     ├── ModelError      4   model folders, tokenizers, checkpoints
     ├── ResourceError   5   disk, permission, memory, network, a missing package
     ├── DivergedError   6   training left the finite numbers
-    └── StoppedError   75   a signal stopped the run; its state is saved
+    └── StoppedError   75   a signal stopped the run; its state is saved (130 after Ctrl-C)
 """
 
 import difflib
@@ -86,15 +86,20 @@ class ResourceError(StemmaError):
 
 
 class DivergedError(StemmaError, ArithmeticError):
-    """Training left the finite numbers; the last good state is on disk."""
+    """Training left the finite numbers; what was saved before is untouched."""
 
     exit_code = 6
 
 
 class StoppedError(StemmaError):
-    """A signal stopped the run at a step boundary; the same command goes on from there."""
+    """A signal stopped the run; the same command goes on from there."""
 
     exit_code = 75
+
+    def __init__(self, what: str, *, fix: str, by_keyboard: bool = False) -> None:
+        super().__init__(what, fix=fix)
+        if by_keyboard:
+            self.exit_code = 130
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -104,5 +109,15 @@ def nearest(word: str, known: Iterable[str]) -> str:
     'did you mean learning_rate'
     """
     known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    close = closest(word, known)
     return f"did you mean {close[0]}" if close else f"known: {', '.join(known)}"
+
+
+def closest(word: str, known: Iterable[str], *, count: int = 1, likeness: float = 0.6) -> list[str]:
+    """At most `count` of the known words, those most like `word` first, whatever their case.
+
+    `likeness` is the least that counts as near: 0 takes any, 1 only the word itself.
+    """
+    folded = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), folded, n=count, cutoff=likeness)
+    return [folded[name] for name in close]

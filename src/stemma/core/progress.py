@@ -42,13 +42,13 @@ class JsonLine(logging.Formatter):
         return json.dumps({"level": record.levelname.lower(), "message": record.getMessage()})
 
 
-def set_up(*, verbose: bool = False) -> None:
+def set_up() -> None:
     """Send the package's messages to stderr; called once by the command line."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(OneLine() if sys.stderr.isatty() else JsonLine())
     LOG.handlers[:] = [handler]
     LOG.propagate = False
-    LOG.setLevel(logging.DEBUG if verbose else logging.INFO)
+    LOG.setLevel(logging.INFO)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from types import FrameType
 
 from stemma.core.errors import StoppedError
 
-AGAIN = "run the same command again to go on from there"
+AGAIN = "run the same command again to go on"
 
 
 @dataclass
@@ -23,16 +23,15 @@ class Request:
 
     def raise_stop(self, step: int) -> None:
         """Leave with the exit code of the signal, once the state is on disk."""
-        if self.number == signal.SIGINT:
-            raise KeyboardInterrupt(f"stopped after step {step}, state saved; {AGAIN}")
-        raise StoppedError(f"stopped after step {step}, state saved", fix=AGAIN)
+        by_keyboard = self.number == signal.SIGINT
+        what = f"after step {step}, state saved"
+        raise StoppedError(what, fix=AGAIN, by_keyboard=by_keyboard)
 
 
 def stop_now(number: int, frame: FrameType | None) -> None:
     """Handler for work that has no step boundary: what it made so far is redone next time."""
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt(AGAIN)
-    raise StoppedError("stopped by a signal", fix=AGAIN)
+    by_keyboard = number == signal.SIGINT
+    raise StoppedError("by a signal", fix=AGAIN, by_keyboard=by_keyboard)
 
 
 @contextmanager

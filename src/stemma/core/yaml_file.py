@@ -17,9 +17,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 
-from stemma.core.config import StrictModel
+from stemma.core.config import StrictModel, complaint
 from stemma.core.errors import UsageError, nearest
 from stemma.core.files import resource_error
 
@@ -156,7 +155,7 @@ def build(model: type[Model], node: Node, *, key: str = "") -> Model:
         if name not in fields:
             raise UsageError("unknown key", place=at(node, name), fix=nearest(name, fields))
     values = {
-        name: typed(annotation_of(fields[name]), child, at(node, name))
+        name: typed(fields[name].annotation, child, at(node, name))
         for name, child in node.value.items()
     }
     try:
@@ -165,21 +164,12 @@ def build(model: type[Model], node: Node, *, key: str = "") -> Model:
         raise from_pydantic(error, node) from error
 
 
-def annotation_of(info: FieldInfo) -> Any:
-    """A field's type with its discriminator put back, which pydantic keeps apart."""
-    return info.annotation
-
-
 def from_pydantic(error: ValidationError, node: Node) -> UsageError:
     """The first of pydantic's complaints as one line with its place."""
-    first = error.errors(include_url=False)[0]
-    key = str(first["loc"][0]) if first["loc"] else ""
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "missing":
-        return UsageError("required key is missing", place=f"{node.place}: {key}", fix="add it")
-    place = at(node, key) if key else node.place
-    got = f" (got {first['input']})" if key and not isinstance(first["input"], dict) else ""
-    return UsageError(message[:1].lower() + message[1:] + got, place=place, fix="correct it")
+    key, what, kind = complaint(error)
+    if kind == "missing":
+        return UsageError(what, place=f"{node.place}: {key}", fix="add it")
+    return UsageError(what, place=at(node, key) if key else node.place, fix="correct it")
 
 
 def shown(node: Node) -> str:

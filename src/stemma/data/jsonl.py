@@ -6,13 +6,12 @@ the limit. Python's `json` is laxer than RFC 8259: NaN, infinities (1e999 too) a
 surrogates are refused here; of repeated keys the last one counts, with one warning.
 """
 
-import difflib
 import json
 import math
 from collections.abc import Generator, Iterable
 from typing import Any
 
-from stemma.core.errors import printable
+from stemma.core.errors import closest, printable
 from stemma.data.flaws import Flaw
 
 _NOT_FINITE = object()  # stands for NaN or an infinity until its key is known
@@ -82,7 +81,7 @@ def missing_key(key: str, seen: Iterable[str], what: str = "key") -> Flaw:
     """The flaw of an object or table without the text key: the keys seen, and the nearest."""
     names = [printable(name)[:30] for name in seen]
     listed = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
-    close = difflib.get_close_matches(key.lower(), names, n=1, cutoff=0.5)
+    close = closest(key, names, likeness=0.5)
     fix = f"set text_key: {close[0]}" if close else "set text_key to the one with the text"
     return Flaw(f"no {what} {key!r} ({what}s: {listed or 'none'})", fix=fix, missing_key=True)
 

@@ -8,7 +8,6 @@ read only where a name or a glob asks for it. The result is sorted by name: the 
 gives the same order on every machine.
 """
 
-import difflib
 import glob
 import logging
 import os
@@ -19,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Literal
 
-from stemma.core.errors import DataError, StemmaError, UsageError, printable
+from stemma.core.errors import DataError, StemmaError, UsageError, closest, printable
 from stemma.core.files import resource_error
 
 log = logging.getLogger("stemma")
@@ -251,17 +250,10 @@ def _missing(path: Path, text: str, root: Path) -> StemmaError:
         names = sorted(name for name in os.listdir(parent) if not name.startswith("."))[:MANY]
     except OSError as error:
         return resource_error(error, parent)
-    near = _nearest(path.name, names)
-    if near and difflib.SequenceMatcher(None, near[0].lower(), path.name.lower()).ratio() > 0.6:
-        fix = f"did you mean {source_name(parent / near[0], root)}"
+    near = closest(path.name, names, count=5, likeness=0)
+    if meant := closest(path.name, near):
+        fix = f"did you mean {source_name(parent / meant[0], root)}"
     else:
         fix = f"in {source_name(parent, root)} there is: {', '.join(near) or 'nothing'}"
     what = "matches nothing" if glob.has_magic(text) else "no such file or folder"
     return UsageError(what, place=text, fix=fix)
-
-
-def _nearest(word: str, names: Iterable[str]) -> list[str]:
-    """At most five names, those most like `word` first, whatever their case."""
-    folded = {name.lower(): name for name in names}
-    close = difflib.get_close_matches(word.lower(), folded, n=5, cutoff=0)
-    return [folded[name] for name in close]

@@ -109,14 +109,16 @@ def open_store(folder: Path) -> TokenStore:
                 fix="update stemma-lm",
             )
         tokens = np.memmap(folder / "tokens.bin", dtype=about["dtype"], mode="r")
-        if sha256_file(folder / "index.safetensors") != about["index_sha256"]:
-            raise DataError("the index does not match its hash", place=folder, fix=fix)
+        if len(tokens) != about["tokens"]:
+            found = f"{about['tokens']} tokens wanted, {len(tokens)} found"
+            raise DataError(found, place=folder / "tokens.bin", fix=fix)
+        for name, key in (("tokens.bin", "sha256"), ("index.safetensors", "index_sha256")):
+            if sha256_file(folder / name) != about[key]:
+                what = "the content does not match its sha256"
+                raise DataError(what, place=folder / name, fix=fix)
         index = load_file(folder / "index.safetensors")
     except (OSError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"not a usable token store ({error})", place=folder, fix=fix) from error
-    if len(tokens) != about["tokens"]:
-        found = f"{about['tokens']} tokens wanted, {len(tokens)} found"
-        raise DataError(found, place=folder / "tokens.bin", fix=fix)
     return TokenStore(tokens, index["offsets"], index["text_bytes"], about)

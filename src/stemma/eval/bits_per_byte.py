@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stemma.core.errors import DataError, ModelError, UsageError
+from stemma.nn.mode import evaluating
 
 # Axes: B window, T time, V vocabulary, N scored positions of a batch
 
@@ -152,17 +153,12 @@ def token_bits(
         )
     bits = [np.full(max(len(document) - 1, 0), np.nan) for document in ids]
     total, done = sum(map(len, bits)), 0
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
+    with evaluating(model.modules()):
         for batch in _batches(bits, context, stride, batch_size):
             _score(model, ids, batch, bits)
             done += sum(window.scored for window in batch)
             if on_progress is not None:
                 on_progress(done, total)
-    finally:
-        for module in training:
-            module.training = True
     if any(np.isnan(document).any() for document in bits):
         raise ModelError(
             "the model's outputs are not numbers (NaN)",

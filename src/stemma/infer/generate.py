@@ -10,7 +10,6 @@ Axes: B batch, T time, V vocabulary, C model width
 
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +20,7 @@ from stemma.core.errors import ModelError, UsageError
 from stemma.infer.sampling import Sampling, distribution, draw, penalise, uniform
 from stemma.infer.text import Cutter, Detokenizer, Tokenizer
 from stemma.nn.context import Context
+from stemma.nn.mode import evaluating
 from stemma.nn.stack import LanguageModel
 
 FinishReason = Literal["stop", "length"]
@@ -138,7 +138,7 @@ class _Batch:
     def __init__(self, model: LanguageModel, rows: list[_Row]) -> None:
         self.model, self.rows = model, rows
         self.device = model.embedding.weight.device
-        self.training = [module for module in model.modules() if module.training]
+        self.modules = list(model.modules())  # walking the tree at every step would cost
         longest = max(row.length for row in rows)
         self.even = all(row.length == longest for row in rows)
         # the last token of a text is never fed back, so it needs no slot
@@ -208,7 +208,8 @@ class _Batch:
 
     def _forward(self, tokens: list[list[int]], context: Context) -> Tensor:
         tokens_BT = torch.tensor(tokens, device=self.device)
-        with _evaluating(self.training), torch.inference_mode():
+        # for one pass only: between two pieces the caller finds the model as it was
+        with evaluating(self.modules), torch.inference_mode():
             x_BTC, _ = self.model.hidden(tokens_BT, context)
             logits_BV = self.model.logits(x_BTC[:, -1])
             if logits_BV.device.type == "mps":  # has no double precision
@@ -220,18 +221,6 @@ class _Batch:
                 fix="check its weights for NaN, or load it in float32",
             )
         return logits_BV
-
-
-@contextmanager
-def _evaluating(training: list[torch.nn.Module]) -> Iterator[None]:
-    """Switch these modules to evaluation; between two pieces the caller finds them as they were."""
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _decode(model: LanguageModel, rows: list[_Row]) -> Iterator[Piece]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from stemma.core.config import complaint
 from stemma.core.errors import ModelError
 from stemma.interop.tables import tables
 
@@ -103,13 +104,10 @@ def _log_unknown(foreign: Mapping[str, Any], table: Any) -> None:
 
 def _refused(error: ValidationError, table: Any, path: Path) -> ModelError:
     """The first complaint of pydantic in the words of the file."""
-    first = error.errors(include_url=False)[0]
-    ours = str(first["loc"][0]) if first["loc"] else ""
+    ours, what, _ = complaint(error)
     theirs = table.KEYS[ours][0] if ours in table.KEYS else ours
-    what = first["msg"].removeprefix("Value error, ")
-    got = f" (got {first['input']!r:.60})" if ours else ""
     place = f"{path}: {theirs}" if ours else path
-    return ModelError(what[:1].lower() + what[1:] + got, place=place, fix="correct config.json")
+    return ModelError(what, place=place, fix="correct config.json")
 
 
 def write_config(config: Any, *, dtype: str, special_ids: Mapping[str, Any]) -> dict[str, Any]:

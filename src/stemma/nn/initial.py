@@ -7,21 +7,16 @@ stream zero, so that every block begins as the identity (arXiv:2003.04887 gates 
 effect). In both, norms are one and biases zero.
 """
 
-import hashlib
 import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from stemma.core.seeds import generator_for
+
 WRITES_TO_STREAM = ("output.weight", "down.weight")
 EMBEDDINGS = ("embedding.weight", "position.weight")
-
-
-def generator_for(seed: int, *names: object) -> torch.Generator:
-    """A random stream of its own for every name: counted by what it is for, not by call order."""
-    digest = hashlib.sha256(repr((seed, *names)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def initialise(model: nn.Module, *, seed: int, std: float, depth: int) -> None:

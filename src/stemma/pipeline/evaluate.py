@@ -2,10 +2,10 @@
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stemma.core.config import StrictModel
-from stemma.core.errors import DataError
+from stemma.core.errors import DataError, UsageError
 from stemma.core.files import write_json
 from stemma.core.progress import progress
 from stemma.data.curate import read_texts
@@ -35,6 +35,12 @@ class EvaluateStage(StrictModel):
     baselines: bool = Field(default=True, description="score n-grams and xz on the same text")
     minutes: float | None = Field(default=None, ge=0, description="budget, printed beforehand")
 
+    @model_validator(mode="after")
+    def _overlaps(self) -> "EvaluateStage":
+        if self.stride > self.context:
+            raise ValueError(f"stride ({self.stride}) must be at most context ({self.context})")
+        return self
+
 
 def run(stage: EvaluateStage, work: Work) -> dict[str, Any]:
     """Write scores.json."""
@@ -43,6 +49,10 @@ def run(stage: EvaluateStage, work: Work) -> dict[str, Any]:
     if not texts:
         raise DataError("no held-out documents", place=heldout, fix="set holdout.fraction above 0")
     model, tokenizer = work.model(stage.model)
+    if stage.context > model.config.context:
+        what = f"context ({stage.context}) is longer than the model's ({model.config.context})"
+        fix = f"use at most context={model.config.context}"
+        raise UsageError(what, place=work.name, fix=fix)
     with progress(work.name, 1.0) as update:
         score = bits_per_byte(
             model,

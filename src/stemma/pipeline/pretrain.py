@@ -8,7 +8,8 @@ the newest checkpoint that verifies; everything later is computed again, bit for
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,7 +21,8 @@ from pydantic import Field, model_validator
 from stemma import api
 from stemma.core import device as machine
 from stemma.core.config import StrictModel, multiple
-from stemma.core.errors import ModelError
+from stemma.core.errors import DivergedError, ModelError, UsageError
+from stemma.core.files import sha256_file, write_text
 from stemma.core.progress import LOG, progress
 from stemma.core.signals import graceful
 from stemma.data.batches import Order
@@ -40,7 +42,8 @@ from stemma.train.pretrain import next_token_loss, windows
 from stemma.train.schedule import Cosine, Schedule
 
 VERSION = 1
-PROMPT_WORDS = 6  # of the held-out text, where the recipe names no prompts
+PLAN = "plan.safetensors"
+PROMPT_TOKENS = 8  # of the held-out text, where the recipe names no prompts
 
 
 class Samples(StrictModel):
@@ -48,7 +51,7 @@ class Samples(StrictModel):
 
     every: int = Field(default=0, ge=0, description="steps between samples; 0: none")
     prompts: tuple[str, ...] = Field(
-        default=(), description="what to continue; default: first words of held-out documents"
+        default=(), description="what to continue; default: how held-out documents begin"
     )
     max_new_tokens: int = Field(default=60, ge=1, description="tokens a sample")
     temperature: float = Field(default=0.8, ge=0, description="0 takes the likeliest token")
@@ -109,6 +112,8 @@ class PretrainStage(StrictModel):
             raise ValueError("give one of model and init, not both or neither")
         if (self.model is None) != (self.tokenizer is None):
             raise ValueError("tokenizer goes with model; init brings its own")
+        if self.init is not None and "initial" in self.model_fields_set:
+            raise ValueError("initial goes with model; init brings its own weights")
         multiple("batch_tokens", self.batch_tokens, "context", self.context)
         if self.micro_batch_tokens is not None:
             multiple("micro_batch_tokens", self.micro_batch_tokens, "context", self.context)
@@ -125,14 +130,12 @@ class RowFile:
 
     def __init__(self, path: Path, kind: str, *, keep_to_step: int) -> None:
         header = json.dumps({"format_version": 1, "kind": kind})
-        kept = [line for line in whole_lines(path)[1:] if json.loads(line)["step"] <= keep_to_step]
-        path.write_text("".join(f"{line}\n" for line in [header, *kept]), "utf-8")
-        self.rows: list[dict[str, Any]] = [json.loads(line) for line in kept]
+        kept = [line for line in whole_lines(path)[1:] if step_of(line) <= keep_to_step]
+        write_text(path, "".join(f"{line}\n" for line in [header, *kept]))
         self.path = path
 
     def add(self, **row: Any) -> None:
         """Append one row; it is on its way to disk when this returns."""
-        self.rows.append(row)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
@@ -141,6 +144,14 @@ def whole_lines(path: Path) -> list[str]:
     """Complete lines of a file that may have been cut in the middle of one."""
     text = path.read_text("utf-8", errors="replace") if path.exists() else ""
     return text.split("\n")[:-1]
+
+
+def step_of(line: str) -> float:
+    """The step of a row; beyond all steps for a line that is no row, so that it is left out."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 @dataclass
@@ -158,6 +169,7 @@ class Training:
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    loss: float | None = None
 
     @property
     def steps_folder(self) -> Path:
@@ -170,6 +182,7 @@ class Training:
             "step": self.step,
             "tokens": self.tokens,
             "seconds": self.seconds,
+            "loss": self.loss,
             "seed": self.work.seed,
             "machine": machine.machine(),
             "versions": machine.versions(),
@@ -184,7 +197,7 @@ class Training:
         checkpoint.clear_leftovers(self.steps_folder)
         found, damaged = checkpoint.newest_checkpoint(self.steps_folder)
         for error in damaged:
-            LOG.warning("passed over a damaged checkpoint: %s", error)
+            LOG.warning("set aside a damaged checkpoint: %s", error)
         if found is None:
             return
         if found.manifest["fingerprints"] != self.fingerprints:
@@ -192,14 +205,14 @@ class Training:
             raise ModelError(what, place=found.folder, fix="start again with --fresh")
         checkpoint.restore(found, self.model, self.optimizer)
         self.step, self.tokens = found.step, found.state["tokens"]
-        self.seconds = found.state["seconds"]
+        self.seconds, self.loss = found.state["seconds"], found.state["loss"]
         LOG.info("%s: resumed from step %d", self.work.name, self.step)
 
 
 def prepare_data(stage: PretrainStage, work: Work, tokenizer: Tokenizer) -> tuple[TokenStore, Plan]:
     """Encode the training documents and write the packing plan, once."""
     folder = work.folder / "data"
-    plan_path = folder / "plan.safetensors"
+    plan_path = folder / PLAN
     if plan_path.exists():
         return open_store(folder), read_plan(plan_path)
     store = write_store(folder, read_texts(work.corpus(stage.corpus)[0]), tokenizer)
@@ -222,12 +235,9 @@ def prepare_model(stage: PretrainStage, work: Work) -> tuple[Any, Tokenizer]:
             std = model.config.initial_std
             initialise_by_fan_in(model, seed=work.seed, embedding_std=std)
     if stage.context > model.config.context:
-        LOG.warning(
-            "%s: context %d is longer than the model's %d",
-            work.name,
-            stage.context,
-            model.config.context,
-        )
+        fix = f"use at most context={model.config.context}"
+        what = f"context ({stage.context}) is longer than the model's ({model.config.context})"
+        raise UsageError(what, place=work.name, fix=fix)
     return model.to(machine.pick(stage.device)), tokenizer
 
 
@@ -261,23 +271,37 @@ def watcher(training: Training, metrics: RowFile) -> Callable[[], None]:
     return watch
 
 
+def prompts_of(stage: PretrainStage, work: Work, tokenizer: Tokenizer) -> list[str]:
+    """What samples continue: the recipe's prompts, else the first tokens of held-out documents.
+
+    Raises UsageError for a prompt that leaves no room in the context, before any training.
+    """
+    room = stage.context // 2
+    if not stage.samples.prompts:
+        heldout = work.corpus(stage.corpus)[1]
+        begun = (tokenizer.encode(text[:200]) for text in islice(read_texts(heldout), 2))
+        texts = [tokenizer.decode(ids[: min(PROMPT_TOKENS, room)]) for ids in begun]
+        return [text.rstrip("\ufffd") for text in texts]  # half a character at the cut
+    for prompt in stage.samples.prompts:
+        length = len(tokenizer.encode(prompt))
+        if length > room:
+            what = f"a prompt of {length} tokens leaves too little of the context {stage.context}"
+            raise UsageError(what, place=f"{work.name}: samples.prompts", fix="shorten it")
+    return list(stage.samples.prompts)
+
+
 def sampler(training: Training, samples: RowFile) -> Callable[[], None]:
     """A function that writes one sample for each prompt."""
     chosen, work = training.stage.samples, training.work
-    heldout = work.corpus(training.stage.corpus)[1]
-    prompts = list(chosen.prompts) or [
-        " ".join(text.split()[:PROMPT_WORDS]) for text in islice(read_texts(heldout), 2)
-    ]
+    prompts = prompts_of(training.stage, work, training.tokenizer) if chosen.every else []
 
     def sample() -> None:
-        if not prompts:
-            return
         settings = Sampling(
             temperature=chosen.temperature,
             max_new_tokens=chosen.max_new_tokens,
             seed=work.seed,
         )
-        made = generate(training.model, training.tokenizer, prompts, settings)
+        made = generate(training.model, training.tokenizer, prompts, settings) if prompts else []
         for prompt, one in zip(prompts, made, strict=True):
             samples.add(
                 step=training.step,
@@ -312,12 +336,13 @@ def train(training: Training, metrics: RowFile, samples: RowFile) -> None:
         seed=work.seed,
         first_step=training.step,
     )
-    with graceful() as request, progress(work.name, last) as update:
+    with graceful() as request, progress(work.name, last) as update, told(training):
         started = time.monotonic()
         for numbers in steps:
             taken = time.monotonic() - started
-            training.step, training.seconds = int(numbers["step"]), training.seconds + taken
+            training.step, training.loss = int(numbers["step"]), numbers["loss"]
             training.tokens += int(numbers["tokens"])
+            training.seconds += taken
             speed = numbers["tokens"] / max(1e-9, taken)
             row = numbers | {"tokens": training.tokens, "tokens_per_second": speed}
             metrics.add(**row, seconds=training.seconds)
@@ -331,6 +356,19 @@ def train(training: Training, metrics: RowFile, samples: RowFile) -> None:
             if request.number:
                 request.raise_stop(training.step)
             started = time.monotonic()
+
+
+@contextmanager
+def told(training: Training) -> Iterator[None]:
+    """Add to a divergence which checkpoint is there to go back to."""
+    try:
+        yield
+    except DivergedError as error:
+        saved = checkpoint.checkpoints(training.steps_folder)
+        kept = f"last checkpoint: {saved[-1]}" if saved else "no checkpoint was saved yet"
+        raise DivergedError(
+            f"{error.what} ({kept})", place=training.work.name, fix=error.fix
+        ) from error
 
 
 def ledger(training: Training) -> dict[str, Any]:
@@ -365,6 +403,7 @@ def run(stage: PretrainStage, work: Work) -> dict[str, Any]:
         fingerprints={
             "config": api.fingerprint(model.config),
             "data": store.fingerprint,
+            "plan": sha256_file(work.folder / "data" / PLAN),
             "tokenizer": tokenizer.fingerprint,
         },
     )
@@ -375,14 +414,13 @@ def run(stage: PretrainStage, work: Work) -> dict[str, Any]:
         train(training, metrics, samples)
     model.to("cpu")
     api.save(model, tokenizer, work.folder / "final", format="hf", overwrite=True)
-    steps = [row for row in metrics.rows if "loss" in row]
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "tokens": training.tokens,
         "steps": training.step,
         "tokens_per_second": training.tokens / max(1e-9, training.seconds),
         "training_seconds": training.seconds,
-        "final_loss": steps[-1]["loss"],
+        "final_loss": training.loss,
         "loss_reduction": "sum over counted tokens of the step, divided by their number",
         "ledger": ledger(training),
         "model": {"family": model.config.family, **model.config.model_dump(mode="json")},

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import get_args
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from stemma import api
 from stemma.core import yaml_file
@@ -34,7 +34,7 @@ class Recipe(StrictModel):
 
     format_version: int = Field(default=1, description="version of the recipe format")
     name: str = Field(description="names the run folder runs/NAME")
-    seed: int = Field(default=0, ge=0, description="seed of everything that draws")
+    seed: int = Field(default=0, ge=0, lt=1 << 63, description="seed of everything that draws")
     out: str | None = Field(default=None, description="the run folder; default runs/NAME")
     stages: dict[str, Stage] = Field(description="the stages by name, in the order they run")
 
@@ -84,6 +84,7 @@ def load(path: Path, overrides: list[str]) -> Recipe:
     check_names(recipe, root)
     check_inputs(recipe, root)
     check_models(recipe, root)
+    check_contexts(recipe, root)
     return recipe
 
 
@@ -180,7 +181,18 @@ def check_models(recipe: Recipe, root: Node) -> None:
         rest["vocab_size"] = Node("1", numbers.place)
         rest["context"] = Node(str(stage.context), numbers.place)
         checked = Node(rest, numbers.place, key_places=numbers.key_places)
-        try:
-            yaml_file.build(api.config_class(family), checked)
-        except ValidationError as error:  # a relation between numbers
-            raise yaml_file.from_pydantic(error, checked) from error
+        yaml_file.build(api.config_class(family), checked)
+
+
+def check_contexts(recipe: Recipe, root: Node) -> None:
+    """A model made here is scored within the context it is trained on."""
+    for name, stage in recipe.stages.items():
+        if not isinstance(stage, EvaluateStage):
+            continue
+        trained = recipe.stages.get(stage.model)
+        if isinstance(trained, PretrainStage) and stage.context > trained.context:
+            raise UsageError(
+                f"context ({stage.context}) is longer than {stage.model}'s ({trained.context})",
+                place=yaml_file.at(stage_node(root, name), "context"),
+                fix=f"use at most {trained.context}",
+            )

@@ -33,7 +33,8 @@ from stemma.pipeline.work import (
     Work,
     document_files,
     documents_fingerprint,
-    outside_model,
+    model_fingerprint,
+    model_path,
 )
 
 FORMAT_VERSION = 1
@@ -46,7 +47,7 @@ KINDS: dict[str, Any] = {
 }
 REPORT_AFTER = 20.0  # seconds of a stage after which the report is brought up to date
 PAPERS = ("recipe.yaml", "ledger.json", "report.html")  # of a run, beside its stages
-SCRATCH = ("steps", "data")  # folders of a stage whose files are not results
+SCRATCH = ("steps", "data")  # folders of a stage with manifests of their own
 
 
 @dataclass(frozen=True)
@@ -147,29 +148,42 @@ def plan(run: Run) -> list[Planned]:
     require_folder(run.out)
     planned: dict[str, Planned] = {}
     for name, stage in run.recipe.stages.items():
-        inputs = {}
-        for key in type(stage).REFERENCES:
-            target = getattr(stage, key)
-            if target in planned:
-                inputs[target] = planned[target].fingerprint
-            elif target is not None:
-                inputs[target] = outside_model(target, run.root, out=run.out).fingerprint
-        if isinstance(stage, curate.CurateStage):
-            inputs["files"] = documents_fingerprint(stage.inputs, run.root, out=run.out)
+        inputs = fingerprints_of_inputs(run, stage, planned)
         version = KINDS[stage.kind].VERSION
         fingerprint = sha256_json([stage.kind, version, settings(stage), inputs, run.recipe.seed])
-        state, why = "new", ""
-        record = None if run.fresh else read_record(run.out / name)
-        if record is not None:
-            state, why = judge(run.out / name, record, fingerprint)
-            if state == "changed":
-                why = changes(record, stage, inputs)
-        if state in ("new", "changed"):
-            require_ours(run.out / name)
+        state, why = look(run, name, fingerprint)
+        if state == "changed":
+            why = changes(read_record(run.out / name) or {}, stage, inputs)
         planned[name] = Planned(name, stage, fingerprint, inputs, state, why)
         if name == run.until:
             break
     return list(planned.values())
+
+
+def fingerprints_of_inputs(run: Run, stage: Stage, planned: dict[str, Planned]) -> dict[str, str]:
+    """What a stage reads, by name: earlier stages, models from outside, documents."""
+    inputs = {}
+    for key in type(stage).REFERENCES:
+        target = getattr(stage, key)
+        if target in planned:
+            inputs[target] = planned[target].fingerprint
+        elif target is not None:
+            inputs[target] = model_fingerprint(target, run.root, out=run.out)
+    if isinstance(stage, curate.CurateStage):
+        inputs["files"] = documents_fingerprint(stage.inputs, run.root, out=run.out)
+    return inputs
+
+
+def look(run: Run, name: str, fingerprint: str) -> tuple[str, str]:
+    """The state of a stage's folder, and a word on it. Raises UsageError for a foreign folder."""
+    folder = run.out / name
+    record = read_record(folder)
+    state, why = judge(folder, record, fingerprint) if record is not None else ("new", "")
+    if run.fresh and state != "half done":
+        state, why = "new", ""  # half done is what an interrupted --fresh goes on with
+    if state in ("new", "changed"):
+        require_ours(folder)
+    return state, why
 
 
 def judge(folder: Path, record: dict[str, Any], fingerprint: str) -> tuple[str, str]:
@@ -196,15 +210,30 @@ def refuse_changed(run: Run, planned: list[Planned]) -> None:
 
 
 def set_aside(folder: Path) -> None:
-    """Keep one older generation of a stage under `NAME.previous`.
+    """Make room for a stage: its complete results become `NAME.previous`, half ones go.
 
-    Only folders with a record are moved or replaced: nothing else was made by a run.
+    So the newest complete results are never lost to a run that did not end. Only folders with a
+    record are moved or removed: nothing else was made by a run.
     """
+    if not folder.exists():
+        return
     require_ours(folder)
-    if folder.exists():
-        if older(folder).exists():
-            shutil.rmtree(older(folder))
-        folder.rename(older(folder))
+    if (read_record(folder) or {}).get("status") != "complete":
+        shutil.rmtree(folder)
+        return
+    if older(folder).exists():
+        shutil.rmtree(older(folder))
+    folder.rename(older(folder))
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what a killed process left half written in a stage's folder."""
+    for pattern in (".*.partial", ".*.old"):
+        for leftover in folder.rglob(pattern):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
 
 
 def execute(run: Run, say: Callable[[str], None]) -> Path:
@@ -223,10 +252,10 @@ def execute(run: Run, say: Callable[[str], None]) -> Path:
         budget = item.stage.minutes
         say(f"{head} ({item.stage.kind})" + (f": about {budget:g} min" if budget else ""))
         seconds = run_stage(run, item, folders)
-        write_ledger(run, planned)
+        write_ledger(run)
         if seconds > REPORT_AFTER and item is not planned[-1]:
             write_report(run.out)
-    write_ledger(run, planned)
+    write_ledger(run)
     return write_report(run.out)
 
 
@@ -258,6 +287,7 @@ def run_stage(run: Run, item: Planned, folders: dict[str, Path]) -> float:
     if item.state in ("changed", "new"):
         set_aside(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(folder)
     earlier = read_record(folder) or {}
     record = {
         "format_version": FORMAT_VERSION,
@@ -309,30 +339,35 @@ def inputs_of(run: Run, item: Planned, folders: dict[str, Path]) -> dict[str, In
         if target in folders:
             found[target] = Input(folders[target], item.inputs[target])
         elif target is not None:
-            found[target] = outside_model(target, run.root, out=run.out)
+            path = model_path(target, run.root, out=run.out)
+            found[target] = Input(path, item.inputs[target])
     return found
 
 
 def outputs_of(folder: Path) -> dict[str, dict[str, Any]]:
     """Sizes and hashes of a stage's results; checkpoints and token stores have their own."""
     files = sorted(f for f in folder.rglob("*") if f.is_file() and f.name != "stage.json")
-    results = [f for f in files if f.relative_to(folder).parts[0] not in SCRATCH]
+    results = [
+        f
+        for f in files
+        if f.relative_to(folder).parts[0] not in SCRATCH and not f.name.startswith(".")
+    ]
     return {
         str(f.relative_to(folder)): {"bytes": f.stat().st_size, "sha256": sha256_file(f)}
         for f in results
     }
 
 
-def write_ledger(run: Run, planned: list[Planned]) -> None:
-    """The run's account of documents and tokens, from its stages' summaries."""
+def write_ledger(run: Run) -> None:
+    """The run's account of documents and tokens, from the summaries of its complete stages."""
     entries = {}
-    for item in planned:
-        record = read_record(run.out / item.name)
+    for name, stage in run.recipe.stages.items():
+        record = read_record(run.out / name)
         if record and record["status"] == "complete":
-            if item.stage.kind == "curate":
-                entries[item.name] = record["summary"]
+            if stage.kind == "curate":
+                entries[name] = record["summary"]
             elif "ledger" in record["summary"]:
-                entries[item.name] = record["summary"]["ledger"]
+                entries[name] = record["summary"]["ledger"]
     write_json(run.out / "ledger.json", {"format_version": FORMAT_VERSION, "stages": entries})
 
 

@@ -8,8 +8,8 @@ from stemma import api
 from stemma.core import assets
 from stemma.core.errors import UsageError
 from stemma.core.files import sha256_file, sha256_json
-from stemma.core.progress import progress
-from stemma.data.sources import find_files
+from stemma.core.progress import LOG, progress
+from stemma.data.sources import find_files, source_name
 from stemma.data.tokenizer import Tokenizer
 
 
@@ -29,7 +29,6 @@ class Work:
     folder: Path
     seed: int
     inputs: dict[str, Input] = field(default_factory=dict)
-    stages: dict[str, Path] = field(default_factory=dict)
 
     def corpus(self, reference: str) -> tuple[Path, Path]:
         """The training and the held-out documents of a curate stage."""
@@ -46,15 +45,19 @@ class Work:
         return model, tokenizer
 
 
-def outside_model(reference: str, root: Path, *, out: Path) -> Input:
-    """Resolve a model that no stage made: `asset:NAME`, or a path."""
+def model_fingerprint(reference: str, root: Path, *, out: Path) -> str:
+    """What a model that no stage made holds. An asset is told by the catalogue, not fetched."""
     if reference.startswith("asset:"):
-        return Input(pulled(reference), asset_fingerprint(reference))
-    path = own_path(reference, root, out=out)
-    if not path.exists():
-        raise UsageError("no such model", place=reference, fix="check the path")
-    files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
-    return Input(path, file_hashes(files))
+        return asset_fingerprint(reference)
+    folder = api.find_model(own_path(reference, root, out=out))
+    return file_hashes(sorted(f for f in folder.iterdir() if f.is_file()), folder)
+
+
+def model_path(reference: str, root: Path, *, out: Path) -> Path:
+    """Where a model that no stage made lies; an asset is fetched."""
+    if reference.startswith("asset:"):
+        return pulled(reference)
+    return own_path(reference, root, out=out)
 
 
 def pulled(reference: str) -> Path:
@@ -71,7 +74,8 @@ def asset_fingerprint(reference: str) -> str:
     asset = assets.find(reference.removeprefix("asset:"))
     if asset.sha256:
         return sha256_json([asset.sha256, list(asset.files)])
-    return file_hashes(sorted(f for f in pulled(reference).rglob("*") if f.is_file()))
+    folder = pulled(reference)
+    return file_hashes(sorted(f for f in folder.rglob("*") if f.is_file()), folder)
 
 
 def documents_fingerprint(references: tuple[str, ...], root: Path, *, out: Path) -> str:
@@ -81,7 +85,8 @@ def documents_fingerprint(references: tuple[str, ...], root: Path, *, out: Path)
         if reference.startswith("asset:"):
             parts.append(asset_fingerprint(reference))
         else:
-            parts.append(file_hashes(own_files(reference, root, out=out)[1]))
+            inside, files = own_files(reference, root, out=out)
+            parts.append(file_hashes(files, inside))
     return sha256_json(parts)
 
 
@@ -116,20 +121,29 @@ def own_path(reference: str, root: Path, *, out: Path) -> Path:
 
 
 def own_files(reference: str, root: Path, *, out: Path) -> tuple[Path, list[Path]]:
-    """Files of a folder, file or glob. A run folder below it is left out.
+    """Files of a folder, file or glob. What runs made is no document: their folders are left out.
 
     Raises UsageError where nothing is left, and what `find_files` raises.
     """
     path = own_path(reference, root, out=out)
     inside = path if path.is_dir() else root.absolute()
     found = find_files([str(path)], inside)
-    files = [f for f in found if not f.resolve().is_relative_to(out.resolve())]
+    made = {folder for folder in {p for f in found for p in f.parents} if is_made(folder, out)}
+    files = [f for f in found if made.isdisjoint(f.parents)]
+    if len(files) < len(found):
+        LOG.info("%s: %d files of run folders are left out", reference, len(found) - len(files))
     if not files:
-        what = f"all of the input lies in the run folder {out}"
-        raise UsageError(what, place=reference, fix="choose another folder with out=")
+        what = "all of the input lies in run folders"
+        raise UsageError(what, place=reference, fix="name documents, or another folder with out=")
     return inside, files
 
 
-def file_hashes(files: list[Path]) -> str:
-    """Names and contents of files, as one hash."""
-    return sha256_json([[f.name, sha256_file(f)] for f in files])
+def is_made(folder: Path, out: Path) -> bool:
+    """Whether a folder is this run's, or holds the record of an earlier one."""
+    records = ("run.json", "stage.json")
+    return folder.resolve() == out.resolve() or any((folder / r).is_file() for r in records)
+
+
+def file_hashes(files: list[Path], inside: Path) -> str:
+    """Names as the reader tells them, and contents, in order, as one hash."""
+    return sha256_json([[source_name(f, inside), sha256_file(f)] for f in files])

@@ -6,6 +6,7 @@
         state.json                the consumed step and whatever the trainer adds
         manifest.json             for every tensor its global shape, dtype and slices; for every
                                   file its size and sha256; world size; fingerprints
+        manifest.sha256           the sha256 of the manifest itself
 
 A folder is written under a hidden name, its files synced, then the manifest, then the folder is
 renamed and its parent synced: a crash at any point leaves the older checkpoints and nothing that
@@ -27,7 +28,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from stemma.core.errors import ModelError
+from stemma.core.errors import ModelError, UsageError
 from stemma.core.files import resource_error, sha256_file, sync_folder
 
 FORMAT_VERSION = 1
@@ -97,7 +98,8 @@ def save_checkpoint(
             "tensors": {name: entry(tensor, shard) for name, tensor in tensors.items()},
             "files": files,
         }
-        write_synced(partial / "manifest.json", json_bytes(manifest))
+        about = write_synced(partial / "manifest.json", json_bytes(manifest))
+        write_synced(partial / "manifest.sha256", about["sha256"].encode())
         sync_folder(partial)
         if final.exists():  # the same step again, after a resume from an older checkpoint
             shutil.rmtree(final)
@@ -122,27 +124,30 @@ def entry(tensor: Tensor, file: str) -> dict[str, Any]:
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Verify a checkpoint against its manifest; raises ModelError naming the file at fault."""
+    """Verify a checkpoint against its manifest, and that against its hash.
+
+    Raises ModelError naming the file at fault, UsageError for a format of a later version.
+    """
     try:
-        manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+        path = folder / "manifest.json"
+        if sha256_file(path).encode() != (folder / "manifest.sha256").read_bytes():
+            raise ModelError("the content does not match its sha256", place=path)
+        manifest = json.loads(path.read_text("utf-8"))
         if manifest["format_version"] > FORMAT_VERSION:
             found = f"format {manifest['format_version']} is newer than this version knows"
-            raise ModelError(found, place=folder, fix="update stemma-lm")
+            raise UsageError(found, place=folder, fix="update stemma-lm")
         for name, wanted in manifest["files"].items():
             path = folder / Path(name).name
             size = path.stat().st_size if path.exists() else None
             if size != wanted["bytes"]:
-                what = f"{wanted['bytes']} bytes wanted, {size} found"
-                raise ModelError(what, place=path, fix=AGAIN)
+                raise ModelError(f"{wanted['bytes']} bytes wanted, {size} found", place=path)
             if sha256_file(path) != wanted["sha256"]:
-                what = "the content does not match its sha256"
-                raise ModelError(what, place=path, fix=AGAIN)
+                raise ModelError("the content does not match its sha256", place=path)
         state = json.loads((folder / "state.json").read_text("utf-8"))
     except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, ModelError):
+        if isinstance(error, ModelError | UsageError):
             raise
-        what = f"not a complete checkpoint ({error})"
-        raise ModelError(what, place=folder, fix=AGAIN) from error
+        raise ModelError(f"not a complete checkpoint ({error})", place=folder) from error
     return Checkpoint(folder, manifest, state)
 
 
@@ -154,13 +159,19 @@ def checkpoints(steps_folder: Path) -> list[Path]:
 
 
 def newest_checkpoint(steps_folder: Path) -> tuple[Checkpoint | None, list[ModelError]]:
-    """The newest checkpoint that verifies, and what was wrong with newer ones passed over."""
+    """The newest checkpoint that verifies, and what was wrong with newer ones passed over.
+
+    Those are renamed to `STEP.damaged`: they no longer count, for retention neither.
+    """
     damaged: list[ModelError] = []
     for folder in reversed(checkpoints(steps_folder)):
         try:
             return open_checkpoint(folder), damaged
         except ModelError as error:
             damaged.append(error)
+            aside = folder.with_name(f"{folder.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
     return None, damaged
 
 
@@ -224,15 +235,32 @@ def restore(
         target.copy_(tensor)
     if optimizer is None:
         return
-    for name, parameter in model.named_parameters():
-        head = f"optimizer/{name}/"
-        keys = [key for key in names if key.startswith(head)]
-        state = {key.removeprefix(head): read_tensor(checkpoint, key) for key in keys}
+    for name, keys in optimizer_keys(checkpoint, model).items():
+        parameter = model.get_parameter(name)
         optimizer.state[parameter] = {
-            # the step count stays where torch wants it; moments follow their parameter
-            key: value if value.ndim == 0 else value.to(parameter.device)
-            for key, value in state.items()
+            # on the parameter's device, the step count too: the fused kernel wants it there
+            key: read_tensor(checkpoint, f"optimizer/{name}/{key}").to(parameter.device)
+            for key in keys
         }
+
+
+def optimizer_keys(checkpoint: Checkpoint, model: nn.Module) -> dict[str, list[str]]:
+    """The stored optimizer state by parameter: of every trainable one alike, or of none at all.
+
+    Raises ModelError where a parameter has none, or other keys than the rest.
+    """
+    stored: dict[str, list[str]] = {}
+    for name in checkpoint.manifest["tensors"]:
+        if name.startswith("optimizer/"):
+            parameter, _, key = name.removeprefix("optimizer/").rpartition("/")
+            stored.setdefault(parameter, []).append(key)
+    wanted = {name for name, p in model.named_parameters() if p.requires_grad}
+    kinds = {tuple(sorted(keys)) for keys in stored.values()}
+    if stored and (stored.keys() != wanted or len(kinds) != 1):
+        odd = sorted(stored.keys() ^ wanted)[:5] or "some parameters have other keys"
+        what = f"the optimizer state does not fit the model: {odd}"
+        raise ModelError(what, place=checkpoint.folder)
+    return stored
 
 
 def retain(steps_folder: Path, *, keep: int) -> None:

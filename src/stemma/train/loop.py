@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from stemma.core.errors import DivergedError
-from stemma.nn.initial import generator_for
+from stemma.core.seeds import generator_for
 
 Numbers = dict[str, float]
 
