@@ -1,5 +1,7 @@
 """The Python face: building is a pure function, loading finds what a name stands for."""
 
+import json
+
 import pytest
 import torch
 
@@ -298,7 +300,13 @@ def test_generation_settings_come_from_the_file_unless_given(tmp_path, tokenizer
             Sampling(temperature=2, top_p=1),
         ),
         ('{"do_sample": true, "top_k": 50}', {}, Sampling(temperature=1, top_p=1, top_k=50)),
-        ('{"do_sample": false, "temperature": 0.6}', {}, Sampling(temperature=0)),
+        ('{"do_sample": false, "temperature": 0.6}', {}, Sampling(temperature=0, top_p=1)),
+        (
+            '{"do_sample": false, "repetition_penalty": 1.2}',
+            {},
+            Sampling(temperature=0, top_p=1, repetition_penalty=1.2),
+        ),
+        ('{"do_sample": false}', {"temperature": 1}, Sampling(temperature=1, top_p=1)),
     ):
         place.write_text(text)
         assert api.sampling(api.load(tmp_path / "m")[0], **given) == wanted
@@ -311,6 +319,30 @@ def test_generation_settings_come_from_the_file_unless_given(tmp_path, tokenizer
         stemma.generate(model, tokenizer, "a", temprature=1)
     with pytest.raises(UsageError, match="messages need a chat template"):
         stemma.generate(model, tokenizer, [{"role": "user", "content": "hi"}])
+
+
+def test_every_end_token_of_the_files_ends_a_text(tmp_path, tokenizer):
+    model = api.build("llama", **LLAMA, initial_std=0.3)
+    api.save(model, tokenizer, tmp_path / "m")
+    place, config = tmp_path / "m" / "generation_config.json", tmp_path / "m" / "config.json"
+    own, first = tokenizer.eos_id, stemma.generate(model, tokenizer, "the", temperature=0)
+    ids = tokenizer.encode(first)
+    for text, wanted in (
+        ("{}", {own}),
+        ('{"eos_token_id": 3}', {own, 3}),
+        (f'{{"eos_token_id": [{ids[0]}, 3]}}', {own, ids[0], 3}),
+    ):
+        place.write_text(text)
+        loaded = api.load(tmp_path / "m")[0]
+        assert api.end_ids(loaded, tokenizer) == wanted
+    assert first and stemma.generate(loaded, tokenizer, "the", temperature=0) == ""
+    for text in ('{"eos_token_id": "end"}', '{"eos_token_id": [1, true]}'):
+        place.write_text(text)
+        with pytest.raises(ModelError, match="generation_config.json: eos_token_id: expected"):
+            api.end_ids(api.load(tmp_path / "m")[0], tokenizer)
+    place.unlink()
+    config.write_text(json.dumps({**json.loads(config.read_text()), "eos_token_id": [own, 3]}))
+    assert api.end_ids(api.load(tmp_path / "m")[0], tokenizer) == {own, 3}
 
 
 def test_generation_settings_are_saved_again(tmp_path, tokenizer):

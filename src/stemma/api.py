@@ -284,7 +284,8 @@ def generate(
     if not all(isinstance(text, str) for text in prompts):
         what = "a prompt must be text; messages need a chat template, which comes later"
         raise UsageError(what, place="prompt", fix="give a string or a list of strings")
-    answers = continue_prompts(model, tokenizer, prompts, sampling(model, **settings))
+    chosen, ends = sampling(model, **settings), end_ids(model, tokenizer)
+    answers = continue_prompts(model, tokenizer, prompts, chosen, end_ids=ends)
     texts = [answer.text for answer in answers]
     return texts[0] if isinstance(prompt, str) else texts
 
@@ -293,25 +294,40 @@ def sampling(model: LanguageModel, **settings: Any) -> Sampling:
     """How to sample from a model: what is given, else what its `generation_config.json` says.
 
     A file that says anything of sampling is taken to leave the rest neutral, as transformers
-    does; with none, the defaults of `Sampling` hold. Raises UsageError for a setting of yours,
-    ModelError for one of the file's.
+    does; with none, the defaults of `Sampling` hold. `do_sample: false` is temperature 0. Raises
+    UsageError for a setting of yours, ModelError for one of the file's.
     """
     own = _generation(model)
     found = {key: own[key] for key in SETTINGS if own.get(key) is not None}
-    if found or own.get("do_sample"):
+    if found or own.get("do_sample") is not None:
         found = {"temperature": 1.0, "top_p": 1.0, **found}
     if own.get("do_sample") is False:
-        found = {"temperature": 0.0}
+        found["temperature"] = 0.0
     try:
         given = Sampling(**settings)  # a mistake of the caller's comes before one of the file's
         return Sampling(**{**found, **given.model_dump(include=set(settings))})
     except ValidationError as error:
-        complaint = _complaint(error, "sampling", Sampling)
-        key = complaint.place.rpartition(" ")[2]
+        key, what, _ = complaint(error)
+        mistake = _complaint(error, "sampling", Sampling)
     if key in found and key not in settings:
         place = f"generation_config.json: {key}"
-        raise ModelError(complaint.what, place=place, fix=f"give {key}=…")
-    raise complaint
+        raise ModelError(what, place=place, fix=f"give {key}=…")
+    raise mistake
+
+
+def end_ids(model: LanguageModel, tokenizer: Tokenizer) -> frozenset[int]:
+    """The tokens that end a text: the tokenizer's, and those that the model was loaded with.
+
+    A chat model may end a turn and a text with different tokens. Raises ModelError for ids in the
+    file that are none.
+    """
+    named = _generation(model).get("eos_token_id")
+    listed = named if isinstance(named, list) else [] if named is None else [named]
+    if not all(type(token) is int for token in listed):
+        what = f"expected a token id or a list of them, got {named!r:.60}"
+        raise ModelError(what, place="generation_config.json: eos_token_id", fix="correct it")
+    own = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
+    return frozenset([*own, *listed])
 
 
 def _generation(model: LanguageModel) -> dict[str, Any]:

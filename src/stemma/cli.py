@@ -7,6 +7,7 @@ the exit code of its kind; `--debug` adds the traceback.
 import errno
 import json
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -124,7 +125,9 @@ def init(
     from stemma.pipeline.initial import write_recipe
 
     path = write_recipe(folder, output)
-    put({"recipe": str(path)}) if as_json else print(f"wrote {path}\nnext: stemma run {path}")
+    typed = printable(shlex.quote(str(path)))
+    said = f"wrote {printable(path)}\nnext: stemma run {typed}"
+    put({"recipe": str(path)}) if as_json else print(said)
 
 
 @app.command()
@@ -149,7 +152,7 @@ def generate(
     from stemma.infer.generate import generate as write
     from stemma.infer.generate import stream
 
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = prompt_text(prompt)
     network, tokenizer = api.load(model, device=pick(device))
     if tokenizer is None:
         raise UsageError("the model has no tokenizer", place=model, fix="add tokenizer.json")
@@ -170,16 +173,37 @@ def generate(
         "seed": seed,
     }
     sampling = api.sampling(network, **{k: v for k, v in given.items() if v is not None})
+    end_ids = api.end_ids(network, tokenizer)
     if as_json:
-        made = write(network, tokenizer, [text], sampling)[0]
+        made = write(network, tokenizer, [text], sampling, end_ids=end_ids)[0]
         names = ("text", "token_ids", "finish_reason", "prompt_tokens", "completion_tokens", "seed")
         put({name: getattr(made, name) for name in names})
         return
-    sys.stdout.write(text)
-    for piece in stream(network, tokenizer, [text], sampling):
-        sys.stdout.write(piece.text)
+    # a terminal obeys control characters; a file or another program gets the text as it is
+    shown = for_terminal if sys.stdout.isatty() else str
+    sys.stdout.write(shown(text))
+    for piece in stream(network, tokenizer, [text], sampling, end_ids=end_ids):
+        sys.stdout.write(shown(piece.text))
         sys.stdout.flush()
     print()
+
+
+def for_terminal(text: str) -> str:
+    """A part of a text for people to read: of control characters only lines and tabs act."""
+    return printable(text, keep="\n\t")
+
+
+def prompt_text(prompt: str) -> str:
+    """The text to go on from; `-` reads standard input. Raises UsageError where it is no text."""
+    place = "standard input" if prompt == "-" else "--prompt"
+    try:
+        text = sys.stdin.read() if prompt == "-" else prompt
+        text.encode()  # undecodable bytes of an argument arrive as lone surrogates
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
+        decoding = isinstance(error, UnicodeDecodeError)
+        at = f"byte {error.start}" if decoding else f"character {error.start + 1}"
+        raise UsageError(f"not UTF-8 text ({at})", place=place, fix="give UTF-8") from error
+    return text
 
 
 @app.command()

@@ -79,7 +79,7 @@ def model_inside(folder: Path) -> None:
     put(folder / "mine" / "model" / "config.json", "{}")
 
 
-INSIDE = r"\S+: .*input lies in the run folder \S+; choose another folder with out="
+INSIDE = r"\S+: .*input lies in (the run folder \S+|run folders); .*another folder with out="
 CASES = [
     # 29: the output is the input
     Refused(29, "same", good_documents, f"{RUN} out=docs", 2, INSIDE),
@@ -228,14 +228,15 @@ def test_full_disk_at_a_later_stage(change, tmp_path):
     assert call(tmp_path, f"{RUN} {change}".replace(" --overwrite", "")).code == 0
 
 
-def private_mounts() -> list[str] | None:
+def private_mounts(place: Path) -> list[str] | None:
     """The command that lets a process mount for itself alone; None where the machine forbids it."""
-    options = ["-m"] if os.geteuid() == 0 else ["-r", "-m"]
+    prefix = ["unshare", "-m"] if os.geteuid() == 0 else ["unshare", "-r", "-m"]
     if shutil.which("unshare") is None:
         return None
-    tried = ["unshare", *options, "mount", "-t", "tmpfs", "none", "/tmp"]
+    script = 'mount -t tmpfs none "$0" && "$1" -V'
+    tried = [*prefix, "sh", "-c", script, str(place), sys.executable]
     done = subprocess.run(tried, capture_output=True, check=False)
-    return ["unshare", *options] if done.returncode == 0 else None
+    return prefix if done.returncode == 0 else None
 
 
 MOUNTED = """\
@@ -271,9 +272,9 @@ def run_mounted(folder: Path, prefix: list[str], *, size: str, read_only: bool =
 
 def test_read_only_file_system(tmp_path):
     """Case 31 on a file system that is read-only; where none can be mounted, on a locked folder."""
-    prefix = private_mounts()
     good_documents(tmp_path)
     (tmp_path / "runs").mkdir()
+    prefix = private_mounts(tmp_path / "runs")
     before = snapshot(tmp_path / "docs")
     if prefix is None:
         with locked(tmp_path / "runs"):
@@ -290,7 +291,7 @@ def test_read_only_file_system(tmp_path):
 @pytest.mark.parametrize("stage", ["corpus", "base"], ids=["32-mounted-corpus", "32-mounted-base"])
 def test_full_file_system(stage, tmp_path):
     """Case 32 on a file system without room; where none can be mounted, with a limit per file."""
-    prefix, size = private_mounts(), 96 << 10
+    prefix, size = private_mounts(tmp_path), 96 << 10
     (large_documents if stage == "corpus" else good_documents)(tmp_path)
     if stage == "base":
         assert call(tmp_path, f"{RUN} --until words").code == 0

@@ -1,11 +1,13 @@
 """The command line, in process: results on stdout, messages on stderr, one line for a failure."""
 
 import json
+import shutil
 import sys
 
 import pytest
 
 from stemma import cli
+from stemma.core.errors import printable
 from tests.pipeline.conftest import RECIPE, write_documents
 
 
@@ -80,6 +82,56 @@ def test_prompt_comes_from_standard_input(stemma, trained, monkeypatch, tmp_path
     assert code == 0 and out.startswith("the dog")
 
 
+def test_a_terminal_gets_control_characters_as_escapes_and_a_file_as_they_are(
+    stemma, trained, monkeypatch
+):
+    prompt = "a\x1b[2J\x9b\rb\n\tc"
+    options = ("--prompt", prompt, "--max-new-tokens", 3, "--temperature", 9, "--top-p", 1)
+    texts = []
+    for seed in range(6):  # the model writes control characters of its own, too
+        given = ("generate", trained, *options, "--seed", seed)
+        plain = stemma(*given)[1]
+        assert plain.startswith(prompt)
+        with monkeypatch.context() as patch:
+            patch.setattr(sys.stdout, "isatty", lambda: True)
+            shown = stemma(*given)[1]
+        assert shown == printable(plain, keep="\n\t")
+        assert shown.startswith("a\\x1b[2J\\x9b\\rb\n\tc")
+        texts.append(plain.removeprefix(prompt))
+    assert any(printable(text, keep="\n\t") != text for text in texts)
+
+
+def test_end_tokens_of_the_model_folder_end_the_text(stemma, trained, tmp_path):
+    shutil.copytree(trained / "export" / "hf", tmp_path / "model")
+    options = ("--prompt", "the cat", "--temperature", 0, "--max-new-tokens", 8)
+    before = json.loads(stemma("generate", "model", *options, "--json")[1])
+    last = before["token_ids"][3]
+    (tmp_path / "model" / "generation_config.json").write_text(f'{{"eos_token_id": [0, {last}]}}')
+    after = json.loads(stemma("generate", "model", *options, "--json")[1])
+    assert after["finish_reason"] == "stop" and after["token_ids"][-1] == last
+    assert len(after["token_ids"]) <= 4 < len(before["token_ids"])
+    assert stemma("generate", "model", *options)[1] == "the cat" + after["text"] + "\n"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "raw", "place"),
+    [
+        ("ab\udce9", b"", "--prompt: not UTF-8 text (character 3)"),
+        ("-", b"ab\xe9", "standard input: not UTF-8 text (byte 2)"),
+    ],
+)
+def test_undecodable_prompt_is_refused_before_the_model_is_loaded(
+    stemma, monkeypatch, tmp_path, prompt, raw, place
+):
+    (tmp_path / "prompt").write_bytes(raw)
+    for errors in ("strict", "surrogateescape"):  # standard input is either, by the locale
+        with open(tmp_path / "prompt", encoding="utf-8", errors=errors) as file:
+            monkeypatch.setattr(sys, "stdin", file)
+            code, out, err = stemma("generate", "no-such-model", "--prompt", prompt)
+        lenient = place.replace("byte 2", "character 3") if errors != "strict" else place
+        assert (code, out, err) == (2, "", f"error: {lenient}; give UTF-8\n")
+
+
 def test_info_says_what_a_model_is(stemma, trained):
     facts = json.loads(stemma("info", trained, "--json")[1])
     assert facts["family"] == "llama" and facts["context"] == 16
@@ -105,6 +157,34 @@ def test_init_writes_a_recipe_that_is_valid_as_it_stands(stemma, tmp_path):
     assert code == 0 and "corpus" in out
     code, _, err = stemma("init", "my notes")
     assert code == 2 and "exists" in err
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("Übungen", "Ubungen"),
+        ("文書", "my-docs"),
+        ("a b", "a-b"),
+        ("-x", "x"),
+        ("two\nlines", "two-lines"),
+        ("📚 #1: 'x'", "1---x-"),
+        ("\x7f\u2028", "my-docs"),
+    ],
+)
+def test_init_makes_a_sound_recipe_of_any_folder_name(stemma, tmp_path, folder, name):
+    write_documents(tmp_path / folder)
+    code, out, err = stemma("init", f"./{folder}")
+    assert (code, err) == (0, "") and out.count("\n") == 2
+    code, _, err = stemma("run", f"{name}.yaml", "--dry-run")
+    assert (code, err) == (0, "")
+    assert json.loads(stemma("run", f"{name}.yaml", "--dry-run", "--json")[1])
+
+
+def test_init_quotes_the_name_of_its_file(stemma, tmp_path):
+    write_documents(tmp_path / "docs")
+    code, out, _ = stemma("init", "docs", "--output", "my\nown.yaml")
+    assert code == 0 and "next: stemma run 'my\\nown.yaml'\n" in out
+    assert stemma("run", "my\nown.yaml", "--dry-run")[0] == 0
 
 
 def test_report_is_written_again(stemma, trained, monkeypatch):

@@ -1,6 +1,7 @@
 """The machine: devices that are there, memory measured anew for each stage."""
 
 import pytest
+import torch
 
 from stemma.core import device
 from stemma.core.errors import UsageError
@@ -28,4 +29,5 @@ def test_peak_memory_is_seen_and_forgotten():
 def test_machine_facts_name_no_host_and_no_folder():
     facts = device.machine() | device.versions()
     assert facts["cores"] >= 1 and facts["torch"]
+    assert bool(facts["accelerator"]) == torch.cuda.is_available()
     assert not any("/home" in str(v) or "/root" in str(v) for v in facts.values())

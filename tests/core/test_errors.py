@@ -2,7 +2,15 @@
 
 import pytest
 
-from stemma.core.errors import DataError, ResourceError, StemmaError, UsageError
+from stemma.core.errors import (
+    DataError,
+    ResourceError,
+    StemmaError,
+    UsageError,
+    closest,
+    nearest,
+    printable,
+)
 from stemma.core.files import atomic_file, require_writable, write_json
 
 
@@ -16,6 +24,24 @@ def test_long_and_hostile_content_stays_one_line_and_keeps_the_fix():
     line = f"error: {error}"
     assert len(line) <= 300 and "\n" not in line and "\x1b" not in line
     assert line.endswith("; do this") and "a\\nb" in line
+
+
+def test_kept_characters_stay_and_pieces_give_what_the_whole_gives():
+    text = "a\x1b[2J\tb\r\nc\x9bd\u2028é\udc80"
+    shown = "a\\x1b[2J\tb\\r\nc\\x9bd\\u2028é\\udc80"
+    assert printable(text, keep="\n\t") == shown
+    assert "".join(printable(character, keep="\n\t") for character in text) == shown
+    assert "\n" not in printable(text) and "\t" not in printable(text)
+
+
+def test_nearest_names_come_first_whatever_their_case():
+    known = ["Width", "depth", "heads"]
+    assert closest("WIDHT", known) == ["Width"]
+    assert closest("nothing", known) == []
+    assert closest("dept", known, count=2, likeness=0)[0] == "depth"
+    assert len(closest("dept", known, count=2, likeness=0)) == 2
+    assert nearest("LLAMA", ["gpt2", "llama"]) == "did you mean llama"
+    assert nearest("x", ["b", "a"]) == "known: a, b"
 
 
 def test_exit_codes_are_those_of_the_design():

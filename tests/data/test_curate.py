@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from stemma.core.errors import DataError, ResourceError
-from stemma.data.curate import CurateOptions, curate, read_jsonl_documents
+from stemma.data.curate import CurateOptions, curate, read_jsonl_documents, read_sizes
 from stemma.data.documents import Document, ReadOptions, RejectFile, read_documents
 from stemma.data.heldout import Holdout, choose, cut_text
 
@@ -285,6 +285,13 @@ def test_curation_is_repeatable_to_the_byte(tmp_path):
 def test_impossible_holdouts_are_refused(wrong):
     with pytest.raises(ValidationError):
         Holdout(**wrong)
+
+
+def test_sizes_read_back_are_those_of_the_texts(tmp_path):
+    documents = [Document("ä" * 9, "a", None), Document("b" * 7, "b", None)]
+    run(tmp_path, documents, fraction=0.0)
+    assert list(read_sizes(tmp_path / "train.jsonl")) == [18, 7]
+    assert list(read_sizes(tmp_path / "heldout.jsonl")) == []
 
 
 def test_reading_back_names_a_damaged_line(tmp_path):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from stemma.core.errors import DataError, ModelError, UsageError
+from stemma.data import store
 from stemma.data.bpe import END_OF_TEXT, train_tokenizer
 from stemma.data.store import open_store, write_store
 from stemma.data.tokenizer import Tokenizer
@@ -104,15 +105,27 @@ def test_unknown_special_token_is_refused(tokenizer):
 
 def test_store_holds_each_document_between_bos_and_eos(tokenizer, tmp_path):
     texts = ["first document", "zweites: ä", "第三"]
-    store = write_store(tmp_path, iter(texts), tokenizer)
-    assert store.num_documents == 3 and store.tokens.dtype == np.uint16
+    made = write_store(tmp_path, iter(texts), tokenizer)
+    assert made.num_documents == 3 and made.tokens.dtype == np.uint16
     for number, text in enumerate(texts):
-        ids = store.document(number)
+        ids = made.document(number)
         assert ids[0] == tokenizer.bos_id and ids[-1] == tokenizer.eos_id
         assert tokenizer.decode(ids[1:-1]) == text
-        assert store.text_bytes[number] == len(text.encode())
+        assert made.text_bytes[number] == len(text.encode())
     again = open_store(tmp_path)
-    np.testing.assert_array_equal(again.tokens, store.tokens)
+    np.testing.assert_array_equal(again.tokens, made.tokens)
+
+
+def test_long_documents_are_encoded_by_fewer(monkeypatch):
+    monkeypatch.setattr(store, "BATCH_CHARACTERS", 10)
+    texts = ["a" * 4, "b" * 6, "c", "d" * 11, "", *["e"] * 70]
+    batches = list(store.batched(iter(texts)))
+    assert [text for batch in batches for text in batch] == texts
+    assert [len(batch) for batch in batches[:3]] == [2, 1, 1]
+    assert all(sum(map(len, batch)) <= 10 or len(batch) == 1 for batch in batches)
+    monkeypatch.undo()
+    assert [len(batch) for batch in store.batched(texts)] == [64, 11]
+    assert list(store.batched([])) == []
 
 
 def test_store_that_was_cut_is_noticed(tokenizer, tmp_path):

@@ -46,7 +46,8 @@ TRAIN, HELDOUT = sample_texts(0, 6), sample_texts(1, 2)
 
 def rows(train=TRAIN, heldout=HELDOUT):
     tokenizer = WordTokenizer()
-    found = baselines(train, heldout, tokenizer, tokenizer.vocab_size)
+    total = sum(len(text.encode()) for text in train)
+    found = baselines(iter(train), heldout, tokenizer, tokenizer.vocab_size, train_bytes=total)
     return {row.name: row for row in found}
 
 
@@ -110,7 +111,9 @@ def test_a_primer_that_holds_the_text_makes_it_almost_free():
 def test_large_training_text_is_thinned_evenly_and_the_notes_say_so(monkeypatch):
     monkeypatch.setattr(module, "MAX_TRAIN_BYTES", sum(map(len, TRAIN)) // 3)
     thinned = rows()
-    used = sum(map(len, thin(TRAIN, module.MAX_TRAIN_BYTES)))
+    total = sum(map(len, TRAIN))
+    used = sum(map(len, thin(TRAIN, module.MAX_TRAIN_BYTES, total=total)))
+    assert 0 < used <= total // 3
     for name in ("byte 5-gram", "token unigram", "xz -9 after the training text"):
         assert f"on {used} of the {sum(map(len, TRAIN))} training bytes" in thinned[name].note
     assert "training bytes" not in thinned["xz -9"].note
@@ -119,10 +122,28 @@ def test_large_training_text_is_thinned_evenly_and_the_notes_say_so(monkeypatch)
 
 
 def test_thinning_keeps_the_limit_and_whole_characters():
-    assert thin(["a", "", "b"], 10) == ["a", "b"]
-    assert thin(list("abcdef"), 3) == ["a", "c", "e"]
-    assert thin(["é" * 10], 5) == ["éé"]
-    assert thin(["aaaaaaaa", "b", "cc", "d"], 8) == ["aaaaaaaa"]
+    assert thin(["a", "", "b"], 10, total=2) == ["a", "b"]
+    assert thin(list("abcdef"), 3, total=6) == ["a", "c", "e"]
+    assert thin(["é" * 10], 5, total=20) == ["éé"]
+    assert thin(["aaaaaaaa", "b", "cc", "d"], 8, total=12) == ["aaaaaaaa"]
+
+
+def test_thinning_holds_only_what_it_takes():
+    """A stream far above the limit: no text is alive beside those taken and the one at hand."""
+
+    class Text(str):
+        alive = most = 0
+
+        def __init__(self, *_):
+            Text.alive += 1
+            Text.most = max(Text.most, Text.alive)
+
+        def __del__(self):
+            Text.alive -= 1
+
+    stream = (Text(f"{number:04}") for number in range(1000))
+    assert thin(stream, 40, total=4000) == [f"{number:04}" for number in range(0, 1000, 100)]
+    assert Text.most <= 4
 
 
 def test_bad_input_is_named():
@@ -130,4 +151,4 @@ def test_bad_input_is_named():
         with pytest.raises(DataError, match="both sides"):
             rows(train, heldout)
     with pytest.raises(DataError, match="vocabulary size"):
-        baselines(TRAIN, HELDOUT, WordTokenizer(), 10)
+        baselines(TRAIN, HELDOUT, WordTokenizer(), 10, train_bytes=1000)

@@ -181,6 +181,19 @@ def test_the_end_token_ends_the_text_and_is_no_part_of_it(say, tokenizer):
     assert result == Generation("b", [98, 257], "stop", 2, 2, result.seed, None)
 
 
+@pytest.mark.parametrize(
+    ("end_ids", "text"),
+    [(None, "bcd"), ({257}, "bcd"), ([257, 99], "b"), ([99, 98], ""), ((), "bcd\x01")],
+)
+def test_each_of_several_end_tokens_ends_the_text(say, tokenizer, end_ids, text):
+    model = say({97: 98, 98: 99, 99: 100, 100: 257, 257: 1, 1: 257})
+    sampling = GREEDY.model_copy(update={"max_new_tokens": 5})
+    (result,) = generate(model, tokenizer, ["a"], sampling, end_ids=end_ids)
+    assert (result.text, result.finish_reason) == (text, "length" if end_ids == () else "stop")
+    pieces = stream(model, tokenizer, ["a"], sampling, end_ids=end_ids)
+    assert "".join(piece.text for piece in pieces) == text
+
+
 def test_the_end_token_is_not_shown_by_tokenizers_that_would_write_it(say, make_tokenizer):
     class Loud(make_tokenizer):
         def decode(self, ids):

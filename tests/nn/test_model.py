@@ -108,15 +108,6 @@ def test_every_precision_starts_from_the_single_precision_numbers(dtype):
         assert torch.equal(ours, theirs.to(dtype))
 
 
-def test_streams_of_random_numbers_are_apart():
-    drawn = [
-        torch.rand(4, generator=generator_for(*key)).tolist()
-        for key in ((0, "a"), (0, "a"), (1, "a"), (0, "b"), (0, "a", 1), (0, "a", "1"))
-    ]
-    assert drawn[0] == drawn[1]
-    assert len({tuple(numbers) for numbers in drawn}) == 5
-
-
 def test_a_tied_head_is_the_embedding(tokens_of):
     model = llama_of(tied=True)
     stream, losses = model.hidden(tokens_of(2, 3))

@@ -292,6 +292,37 @@ def test_the_commands_repeat_the_run(full: Page) -> None:
     assert "--prompt ROMEO." in full.words
 
 
+def test_differences_and_the_accelerator_are_put_in_a_sentence_and_a_row(tmp_path: Path) -> None:
+    page = read_page(make_run(tmp_path))
+    assert "with other versions, numbers may differ in their last digits." in page.words
+    assert "accelerator" not in page.words
+    about = json.loads((tmp_path / "run.json").read_text())
+    for name, shown in (("", False), ("A fast one", True)):
+        about["machine"]["accelerator"] = name
+        write_json(tmp_path / "run.json", about)
+        assert ("accelerator A fast one" in read_page(tmp_path).words) == shown
+        assert ("accelerator" in read_page(tmp_path).words) == shown
+
+
+@pytest.mark.parametrize(
+    ("named", "count", "said"),
+    [
+        (3, 3, "Held out: 0.md, 1.md, 2.md."),
+        (20, 1234, "18.md, 19.md and 1,214 more."),
+        (20, None, "18.md, 19.md."),  # of a run that did not count
+        (50, 50, "38.md, 39.md and 10 more."),
+    ],
+)
+def test_heldout_sources_are_named_and_the_rest_counted(
+    tmp_path: Path, named: int, count: int | None, said: str
+) -> None:
+    def change(found: Summaries) -> None:
+        found["corpus"]["heldout_sources"] = [f"{number}.md" for number in range(named)]
+        found["corpus"]["heldout_source_count"] = count
+
+    assert said in read_page(make_run(tmp_path, change=change)).words
+
+
 @pytest.mark.parametrize("done", range(len(STAGES) + 1))
 def test_a_half_done_run_has_a_page(tmp_path: Path, done: int) -> None:
     page = read_page(make_run(tmp_path, done=done))

@@ -82,6 +82,7 @@ def machine() -> dict[str, Any]:
         "cores": cores,
         "threads": torch.get_num_threads(),
         "memory_bytes": memory,
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
         "mkl_cbwr": os.environ.get("MKL_CBWR", ""),
     }
 

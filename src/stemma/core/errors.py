@@ -23,13 +23,19 @@ MAX_MESSAGE = 300  # characters; a longer message is cut in what it says, last i
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
-def printable(text: object) -> str:
+def printable(text: object, *, keep: str = "") -> str:
     """One line of text that is safe to print: control characters and surrogates become escapes.
 
     Line ends, terminal escapes and undecodable bytes in file names would otherwise break the
-    one-line promise or the terminal: "a\\nb" -> "a\\\\nb".
+    one-line promise or the terminal: "a\\nb" -> "a\\\\nb". The characters of `keep` stay. Each
+    character is judged alone, so the pieces of a stream give what the whole text gives.
     """
-    return _CONTROL.sub(lambda found: found.group().encode("unicode_escape").decode(), str(text))
+
+    def escaped(found: re.Match[str]) -> str:
+        character = found.group()
+        return character if character in keep else character.encode("unicode_escape").decode()
+
+    return _CONTROL.sub(escaped, str(text))
 
 
 def clipped(text: str, room: int) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
 from pydantic import Field
 
@@ -29,15 +29,18 @@ from stemma.data.heldout import Choice, Groups, Holdout, cut_text
 log = logging.getLogger("stemma")
 
 
+# settings that the recipe's stage has too: one description and one limit for both
+HoldoutSetting = Annotated[Holdout, Field(description="what is kept from training to evaluate on")]
+DropDuplicates = Annotated[
+    bool, Field(description="keep only the first of documents with exactly the same text")
+]
+
+
 class CurateOptions(StrictModel):
     """What is dropped and what is held out."""
 
-    holdout: Holdout = Field(
-        default_factory=Holdout, description="What is kept from training to evaluate on."
-    )
-    drop_duplicates: bool = Field(
-        default=True, description="Keep only the first of documents with exactly the same text."
-    )
+    holdout: HoldoutSetting = Holdout()
+    drop_duplicates: DropDuplicates = True
 
 
 @dataclass
@@ -261,6 +264,13 @@ def read_texts(path: Path) -> Iterator[str]:
     if path.exists():
         for entry in read_jsonl_documents(path):
             yield entry["text"]
+
+
+def read_sizes(path: Path) -> Iterator[int]:
+    """The bytes of UTF-8 of each document of one side; none where that side was left out."""
+    if path.exists():
+        for entry in read_jsonl_documents(path):
+            yield entry["bytes"]
 
 
 def read_sources(path: Path) -> Iterator[str]:

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -44,28 +44,30 @@ class Document:
     line: int | None
 
 
+# settings that the recipe's stage has too: one description and one limit for both
+TextKey = Annotated[
+    str,
+    Field(min_length=1, description="the key (JSON Lines) or column (Parquet) that holds the text"),
+]
+BadLines = Annotated[
+    Literal["error", "skip"],
+    Field(description="stop at the first unreadable document, or list it in rejects.jsonl"),
+]
+MaxDocumentBytes = Annotated[
+    int, Field(gt=0, description="the largest document in bytes of UTF-8; a larger one is bad")
+]
+MaxExpansion = Annotated[
+    int, Field(gt=1, description="how many times its size a compressed file may unpack to")
+]
+
+
 class ReadOptions(StrictModel):
     """How documents are read, and what an unreadable one means."""
 
-    text_key: str = Field(
-        default="text",
-        min_length=1,
-        description="The key (JSON Lines) or column (Parquet) that holds the text.",
-    )
-    bad_lines: Literal["error", "skip"] = Field(
-        default="error",
-        description="What an unreadable document does: stop the run, or be listed as a reject.",
-    )
-    max_document_bytes: int = Field(
-        default=64 << 20,
-        gt=0,
-        description="The largest document, in bytes of UTF-8; a larger one is a bad line.",
-    )
-    max_expansion: int = Field(
-        default=1000,
-        gt=1,
-        description="How many times its size a compressed file may unpack to.",
-    )
+    text_key: TextKey = "text"
+    bad_lines: BadLines = "error"
+    max_document_bytes: MaxDocumentBytes = 64 << 20
+    max_expansion: MaxExpansion = 1000
 
 
 @dataclass(frozen=True, slots=True)

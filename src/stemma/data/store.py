@@ -9,7 +9,6 @@ what both must agree with.
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ from stemma.core.files import atomic_file, sha256_file, write_json
 from stemma.data.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
-BATCH = 64  # documents encoded at once
+BATCH = 64  # documents encoded at once, at most
+BATCH_CHARACTERS = 8 << 20  # and their text: long documents are encoded by fewer, or alone
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,24 @@ class TokenStore:
 
 
 def batched(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Cut a stream of texts into lists of at most `BATCH`."""
-    stream = iter(texts)
-    while batch := list(islice(stream, BATCH)):
+    """Cut a stream into lists of at most `BATCH` texts and `BATCH_CHARACTERS`, or one longer."""
+    batch: list[str] = []
+    held = 0
+    for text in texts:
+        if batch and (len(batch) == BATCH or held + len(text) > BATCH_CHARACTERS):
+            yield batch
+            batch, held = [], 0
+        batch.append(text)
+        held += len(text)
+    if batch:
         yield batch
 
 
 def write_store(folder: Path, texts: Iterable[str], tokenizer: Tokenizer) -> TokenStore:
-    """Encode texts into a new store, streaming: memory does not grow with the corpus.
+    """Encode texts into a new store, streaming.
+
+    Memory holds one batch (`batched`), its tokens and two numbers a document, whatever the size
+    of the corpus.
 
     Raises ModelError for a tokenizer without an end-of-text token, DataError for no documents.
     """

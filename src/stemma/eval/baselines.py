@@ -7,8 +7,9 @@ comparison: by how much the file grows when the held-out text is appended to the
 
 import lzma
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,21 +35,29 @@ class Baseline:
 
 
 def baselines(
-    train_texts: Sequence[str], heldout_texts: Sequence[str], tokenizer: Encoder, vocab_size: int
+    train_texts: Iterable[str],
+    heldout_texts: Sequence[str],
+    tokenizer: Encoder,
+    vocab_size: int,
+    *,
+    train_bytes: int,
 ) -> list[Baseline]:
     """Fit the simple methods on the training texts and score the held-out ones.
 
-    Training text above 16 MiB is thinned, and the notes say so. Every figure is divided by the
-    UTF-8 bytes of the held-out text. Raises DataError where either side has no text.
+    `train_bytes` is the size of all training texts. What is above 16 MiB is thinned while the
+    texts stream by, so memory does not grow with them, and the notes say so. Every figure is
+    divided by the UTF-8 bytes of the held-out text. Raises DataError where a side has no text.
     """
-    train, heldout = thin(train_texts, MAX_TRAIN_BYTES), [text for text in heldout_texts if text]
+    train = thin(train_texts, MAX_TRAIN_BYTES, total=train_bytes)
+    heldout = [text for text in heldout_texts if text]
     if not train or not heldout:
         raise DataError(
             f"baselines need text on both sides: {len(train)} training documents and "
             f"{len(heldout)} held-out documents have any",
             fix="keep at least one document that is not empty on each side",
         )
-    thinned = _thinned(train, train_texts)
+    used = size(train)
+    thinned = "" if used == train_bytes else f", on {used} of the {train_bytes} training bytes"
     num_bytes = size(heldout)
     rows = [
         Baseline(name, bits / num_bytes, "modified Kneser-Ney smoothing" + thinned)
@@ -71,23 +80,21 @@ def size(texts: Sequence[str]) -> int:
     return sum(len(text.encode()) for text in texts)
 
 
-def thin(texts: Sequence[str], limit: int) -> list[str]:
-    """Documents spread evenly over the list, at most `limit` bytes; all of them if they fit.
+def thin(texts: Iterable[str], limit: int, *, total: int) -> list[str]:
+    """Documents spread evenly over a stream of `total` bytes, at most `limit` bytes of them.
 
-    The last one taken may be cut short. Empty documents are left out.
+    All are taken if they fit; else every second, third, and so on. The last one taken may be cut
+    short. Empty documents are left out.
     """
-    step = max(1, -(-size(texts) // limit))
+    step = max(1, -(-total // limit))
     taken, room = [], limit
-    for text in texts[::step]:
+    for text in islice(texts, 0, None, step):
+        if not room:
+            break
         data = text.encode()[:room]
         room -= len(data)
         taken.append(data.decode(errors="ignore"))  # a cut may split a character
     return [text for text in taken if text]
-
-
-def _thinned(train: Sequence[str], train_texts: Sequence[str]) -> str:
-    used, given = size(train), size(train_texts)
-    return "" if used == given else f", on {used} of the {given} training bytes"
 
 
 def xz_bits(train: Sequence[str], heldout: Sequence[str]) -> tuple[int, int]:

@@ -9,7 +9,7 @@ Axes: B batch, T time, V vocabulary, C model width
 """
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -72,19 +72,22 @@ def stream(
     tokenizer: Tokenizer,
     prompts: Sequence[Prompt],
     sampling: Sampling | Sequence[Sampling],
+    *,
+    end_ids: Collection[int] | None = None,
 ) -> Iterator[Piece]:
     """Continue every prompt; yields one piece for each token of each row, rows taking turns.
 
     A text begins with `bos_id` where the tokenizer's documents do; token ids are taken as they
     stand; nothing at all starts from `bos_id` or else `eos_id`. With one sampling for all rows
     and a seed, equal prompts give equal texts: for several answers hand in several seeds.
+    Each of `end_ids` ends a text, or the tokenizer's `eos_id` where none are given.
     Prompt and answer together never exceed the model's context: there the answer ends with
     "length".
 
     Raises UsageError, before the first piece, for prompts that do not fit the model, and
     ModelError where the model's scores are not numbers.
     """
-    return _decode(model, _rows(model, tokenizer, prompts, sampling))
+    return _decode(model, _rows(model, tokenizer, prompts, sampling, end_ids))
 
 
 def generate(
@@ -92,9 +95,11 @@ def generate(
     tokenizer: Tokenizer,
     prompts: Sequence[Prompt],
     sampling: Sampling | Sequence[Sampling],
+    *,
+    end_ids: Collection[int] | None = None,
 ) -> list[Generation]:
     """Continue every prompt and return the answers in order; see `stream` for the rules."""
-    rows = _rows(model, tokenizer, prompts, sampling)
+    rows = _rows(model, tokenizer, prompts, sampling, end_ids)
     pieces: list[list[Piece]] = [[] for _ in rows]
     for piece in _decode(model, rows):
         pieces[piece.row].append(piece)
@@ -105,13 +110,19 @@ class _Row:
     """One text in flight."""
 
     def __init__(
-        self, index: int, prompt: list[int], sampling: Sampling, tokenizer: Tokenizer, room: int
+        self,
+        index: int,
+        prompt: list[int],
+        sampling: Sampling,
+        tokenizer: Tokenizer,
+        end_ids: Collection[int],
+        room: int,
     ) -> None:
         self.index, self.prompt, self.sampling = index, prompt, sampling
         self.length = len(prompt)
         self.last = self.length + min(sampling.max_new_tokens, room)
         self.seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
-        self.eos_id = tokenizer.eos_id
+        self.end_ids = end_ids
         self.detokenizer = Detokenizer(tokenizer, prompt)
         self.cutter = Cutter(sampling.stop)
         s = sampling
@@ -120,7 +131,7 @@ class _Row:
     def take(self, token_id: int, logprob: Logprob | None) -> Piece:
         """Append a token; the piece says what it shows and whether the text ends with it."""
         self.length += 1
-        ended = token_id == self.eos_id
+        ended = token_id in self.end_ids
         text = "" if ended else self.cutter.add(self.detokenizer.add(token_id))
         if not self.cutter.found and (ended or self.length == self.last):
             text += self.cutter.add(self.detokenizer.end()) + self.cutter.end()
@@ -273,6 +284,7 @@ def _rows(
     tokenizer: Tokenizer,
     prompts: Sequence[Prompt],
     sampling: Sampling | Sequence[Sampling],
+    end_ids: Collection[int] | None,
 ) -> list[_Row]:
     """Check everything at the door and set up one row for each prompt."""
     if isinstance(prompts, str):
@@ -280,10 +292,13 @@ def _rows(
     each = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
     if len(each) != len(prompts):
         raise UsageError(f"{len(prompts)} prompts but {len(each)} samplings")
+    if end_ids is None:
+        end_ids = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
     rows = []
     for index, (prompt, settings) in enumerate(zip(prompts, each, strict=True)):
         ids = _checked(_ids(tokenizer, prompt), model, index)
-        rows.append(_Row(index, ids, settings, tokenizer, model.config.context - len(ids)))
+        room = model.config.context - len(ids)
+        rows.append(_Row(index, ids, settings, tokenizer, end_ids, room))
     return rows
 
 

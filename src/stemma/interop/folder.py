@@ -40,7 +40,8 @@ class ForeignModel:
     """A folder's content in our terms.
 
     `numbers` are the fields of the family's config; `state` has every parameter by our name, in
-    memory of its own; `generation` is `generation_config.json` as it stands.
+    memory of its own; `generation` is `generation_config.json` as it stands, and without one
+    the end tokens that `config.json` names.
     """
 
     family: str
@@ -69,7 +70,8 @@ def read_folder(folder: Path, *, dtype: torch.dtype = torch.float32) -> ForeignM
     weights = map_weights(folder)
     table = tables()[family]
     state = take(weights, table=table, config=config, dtype=dtype, place=folder)
-    return ForeignModel(family, config.model_dump(), state, tokenizer, read_generation(folder))
+    generation = read_generation(folder, foreign)
+    return ForeignModel(family, config.model_dump(), state, tokenizer, generation)
 
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:
@@ -115,10 +117,13 @@ def describe(folder: Path) -> dict[str, Any]:
     }
 
 
-def read_generation(folder: Path) -> dict[str, Any]:
-    """`generation_config.json` as it stands; empty where the folder has none."""
+def read_generation(folder: Path, foreign: Mapping[str, Any]) -> dict[str, Any]:
+    """`generation_config.json` as it stands; without one, the end tokens of `config.json`."""
     path = folder / GENERATION
-    return read_object(path) if path.exists() else {}
+    if path.exists():
+        return read_object(path)
+    named = foreign.get("eos_token_id")
+    return {} if named is None else {"eos_token_id": named}
 
 
 def write_folder(

@@ -12,13 +12,28 @@ from stemma.core.config import StrictModel
 from stemma.core.errors import DataError
 from stemma.core.files import write_json
 from stemma.core.progress import LOG
-from stemma.data.curate import CurateOptions, curate, read_sources
-from stemma.data.documents import Document, ReadOptions, RejectFile, read_documents
-from stemma.data.heldout import Holdout
+from stemma.data.curate import (
+    CurateOptions,
+    DropDuplicates,
+    HoldoutSetting,
+    curate,
+    read_sources,
+)
+from stemma.data.documents import (
+    BadLines,
+    Document,
+    MaxDocumentBytes,
+    MaxExpansion,
+    ReadOptions,
+    RejectFile,
+    TextKey,
+    read_documents,
+)
 from stemma.pipeline.work import Work
 
 VERSION = 1
 NAMED = 20  # held-out sources that the summary names
+READING, CURATING = ReadOptions(), CurateOptions()  # their defaults are the stage's
 
 
 class CurateStage(StrictModel):
@@ -29,18 +44,12 @@ class CurateStage(StrictModel):
 
     kind: Literal["curate"] = Field(description="the kind of stage")
     inputs: tuple[str, ...] = Field(description="folders, files, globs, or asset:NAME")
-    text_key: str = Field(default="text", description="key or column that holds the text")
-    bad_lines: Literal["error", "skip"] = Field(
-        default="error", description="stop at the first bad line, or list it in rejects.jsonl"
-    )
-    max_document_bytes: int = Field(
-        default=64 << 20, ge=1, description="a longer document is a bad one"
-    )
-    max_expansion: int = Field(
-        default=1000, gt=1, description="how many times its size a compressed file may unpack to"
-    )
-    drop_duplicates: bool = Field(default=True, description="keep one of equal documents")
-    holdout: Holdout = Field(default=Holdout(), description="what is kept from training")
+    text_key: TextKey = READING.text_key
+    bad_lines: BadLines = READING.bad_lines
+    max_document_bytes: MaxDocumentBytes = READING.max_document_bytes
+    max_expansion: MaxExpansion = READING.max_expansion
+    drop_duplicates: DropDuplicates = CURATING.drop_duplicates
+    holdout: HoldoutSetting = CURATING.holdout
     minutes: float | None = Field(default=None, ge=0, description="budget, printed beforehand")
 
 
@@ -80,7 +89,8 @@ def run(stage: CurateStage, work: Work, groups: list[tuple[Path, list[Path]]]) -
     if rejects.count:
         LOG.warning("%d bad lines were left out; see %s", rejects.count, rejects.path)
     summary = ledger.to_json()
-    kept_out = islice(read_sources(folder / "heldout.jsonl"), NAMED)
-    summary["heldout_sources"] = list(dict.fromkeys(kept_out))
+    kept_out = dict.fromkeys(read_sources(folder / "heldout.jsonl"))
+    summary["heldout_sources"] = list(islice(kept_out, NAMED))
+    summary["heldout_source_count"] = len(kept_out)
     write_json(folder / "ledger.json", {"format_version": 1, **summary})
     return summary

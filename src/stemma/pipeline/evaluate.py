@@ -8,7 +8,7 @@ from stemma.core.config import StrictModel
 from stemma.core.errors import DataError, UsageError
 from stemma.core.files import write_json
 from stemma.core.progress import progress
-from stemma.data.curate import read_texts
+from stemma.data.curate import read_sizes, read_texts
 from stemma.eval.baselines import baselines
 from stemma.eval.bits_per_byte import bits_per_byte
 from stemma.eval.statistics import bootstrap_interval
@@ -73,7 +73,13 @@ def run(stage: EvaluateStage, work: Work) -> dict[str, Any]:
         }
     ]
     if stage.baselines:
-        found = baselines(list(read_texts(train)), texts, tokenizer, tokenizer.vocab_size)
+        found = baselines(
+            read_texts(train),
+            texts,
+            tokenizer,
+            tokenizer.vocab_size,
+            train_bytes=sum(read_sizes(train)),
+        )
         rows += [
             {"name": b.name, "bits_per_byte": b.bits_per_byte, "interval": None, "note": b.note}
             for b in found

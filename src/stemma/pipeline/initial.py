@@ -2,6 +2,9 @@
 
 import json
 import math
+import re
+import shlex
+import unicodedata
 from pathlib import Path
 
 from stemma.core.errors import UsageError, printable
@@ -69,8 +72,7 @@ def write_recipe(folder: Path, output: Path | None) -> Path:
             find_files([str(folder)], Path())  # raises the error that knows the nearest name
         raise UsageError("not a folder", place=folder, fix="name the folder of your documents")
     files = find_files([str(folder.absolute())], folder.absolute())
-    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in folder.resolve().name)
-    name = name.lstrip("._-") or "my-docs"
+    name = recipe_name(folder.resolve().name)
     path = output or Path(f"{name}.yaml")
     if path.exists():
         raise UsageError("the file exists", place=path, fix="remove it, or use --output FILE")
@@ -78,6 +80,15 @@ def write_recipe(folder: Path, output: Path | None) -> Path:
     with atomic_file(path, "w") as file:
         file.write(text)
     return path
+
+
+def recipe_name(folder: str) -> str:
+    """A folder's name in the letters that a recipe's may have: "Übungen 2" -> "Ubungen-2".
+
+    Accents are dropped; where nothing is left, as of names in other scripts, it is "my-docs".
+    """
+    latin = unicodedata.normalize("NFKD", folder).encode("ascii", errors="ignore").decode()
+    return re.sub(r"[^A-Za-z0-9._-]", "-", latin).lstrip("._-") or "my-docs"
 
 
 def numbers(name: str, path: Path, folder: Path, files: list[Path]) -> dict[str, object]:
@@ -91,12 +102,13 @@ def numbers(name: str, path: Path, folder: Path, files: list[Path]) -> dict[str,
     source = relative(folder, path.parent)
     return {
         "name": name,
-        "file": path,
+        "file": printable(shlex.quote(str(path))),
         "shown": printable(folder.name or folder),
         "count": len(files),
         "text_key": json.dumps(likely_text_key(files)),
         "megabytes": size / 1e6,
-        "quoted": json.dumps(source),
+        # YAML reads JSON's escapes, but not its pairs of surrogates; so letters stay as they are
+        "quoted": printable(json.dumps(source, ensure_ascii=False)),
         "vocab_size": vocab_size,
         "width": width,
         "depth": depth,

@@ -175,12 +175,13 @@ def repeat(run: RunRecord) -> Html:
         given += found if isinstance(found, list) else []
     commands = list(dict.fromkeys(str(command) for command in given if command))
     said = (
-        f"Seed {run.about.get('seed')}. On another machine or with other versions, numbers differ"
+        f"Seed {run.about.get('seed')}. On another machine or with other versions, numbers may "
+        "differ in their last digits."
     )
     return join(
         [
             code("\n".join(commands)) if commands else None,
-            element("p", f"{said}numbers may differ in their last digits.", class_="quiet"),
+            element("p", said, class_="quiet"),
         ]
     )
 

@@ -179,7 +179,9 @@ def document_notes(stage: StageRecord) -> list[str]:
     sources = stage.summary.get("heldout_sources", groups)
     named = [str(source) for source in sources] if isinstance(sources, list) else []
     if named:
-        more = f" and {len(named) - SHOWN_GROUPS} more" if len(named) > SHOWN_GROUPS else ""
+        count = int(number(stage.summary.get("heldout_source_count")))
+        left = max(count, len(named)) - len(named[:SHOWN_GROUPS])
+        more = f" and {left:,} more" if left else ""
         notes.append(f"Held out: {', '.join(named[:SHOWN_GROUPS])}{more}.")
     elif number(groups):
         total = words.counted(stage.summary.get("groups"), "group")
