@@ -71,7 +71,9 @@ def machine() -> dict[str, Any]:
     """What a result depends on and a reader wants to know: no host name, no user, no path."""
     import torch  # noqa: PLC0415
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    # a bound main thread (OMP_PROC_BIND) tells of its own core alone
+    cores = max(usable or 1, torch.get_num_threads())
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

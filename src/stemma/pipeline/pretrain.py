@@ -242,10 +242,14 @@ def prepare_model(stage: PretrainStage, work: Work) -> tuple[Any, Tokenizer]:
 
 
 def heldout_part(stage: PretrainStage, work: Work) -> list[str]:
-    """The beginning of held-out documents, in turn, until the watched size is reached."""
+    """Pieces from the middle of held-out documents, `watch.bytes` characters in all.
+
+    From the middle, because documents begin with titles and lists that the rest is not like.
+    """
     texts = list(islice(read_texts(work.corpus(stage.corpus)[1]), 64))
-    share = stage.watch.bytes // max(1, len(texts))
-    return [text[: max(1, share)] for text in texts if text]
+    share = max(1, stage.watch.bytes // max(1, len(texts)))
+    starts = [max(0, (len(text) - share) // 2) for text in texts]
+    return [t[start : start + share] for t, start in zip(texts, starts, strict=True) if t]
 
 
 def watcher(training: Training, metrics: RowFile) -> Callable[[], None]:

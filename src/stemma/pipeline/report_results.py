@@ -212,7 +212,7 @@ def chart_words(chart: Chart) -> str:
         return said
     top = visible_range(chart)[1]
     above = [f"{name} ({level(bar, chart)})" for name, bar in chart.guides if bar > top]
-    said += " Dashed: baselines on the whole held-out text."
+    said += " The curve: a part of the held-out text. Dashed: baselines on the whole of it."
     return said + (f" Above the picture: {words.listed(above)}." if above else "")
 
 
