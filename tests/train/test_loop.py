@@ -151,14 +151,14 @@ def test_adamw_equals_the_equation():
 
 
 def test_cosine_by_hand():
-    schedule = Cosine(warmup=2, floor=0.1)
+    schedule = Cosine(kind="cosine", warmup=2, floor=0.1)
     assert [round(schedule.share(s, 7), 4) for s in range(7)] == [
         0.5, 1.0, 1.0, 0.8682, 0.55, 0.2318, 0.1,
     ]  # fmt: skip
 
 
 def test_wsd_by_hand():
-    schedule = WarmupStableDecay(warmup=2, decay=0.5, floor=0.0)
+    schedule = WarmupStableDecay(kind="wsd", warmup=2, decay=0.5, floor=0.0)
     assert [schedule.share(s, 8) for s in range(8)] == [0.5, 1, 1, 1, 1, 0.75, 0.5, 0.25]
 
 

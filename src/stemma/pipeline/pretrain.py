@@ -94,7 +94,7 @@ class PretrainStage(StrictModel):
         default=None, ge=1, description="tokens at once in memory; default: the whole batch"
     )
     learning_rate: float = Field(gt=0, description="peak learning rate")
-    schedule: Schedule = Field(default=Cosine(), description="how the rate moves")
+    schedule: Schedule = Field(default=Cosine(kind="cosine"), description="how the rate moves")
     optimizer: AdamW = Field(default=AdamW(), description="numbers of AdamW")
     clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
     watch: Watch = Field(default=Watch(), description="held-out scores along training")

@@ -94,9 +94,14 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     return record
 
 
-def settings(stage: Stage) -> dict[str, Any]:
-    """What of a stage's configuration decides its result."""
-    return {k: v for k, v in stage.model_dump(mode="json").items() if k not in stage.UNSEEN}
+def settings(stage: Stage, *, defaults: bool) -> dict[str, Any]:
+    """What of a stage's configuration decides its result, with or without values left as they are.
+
+    The fingerprint goes without: a key that a later version adds, and a recipe does not use, then
+    leaves the results of this version valid. Who changes a default raises the stage's VERSION.
+    """
+    values = stage.model_dump(mode="json", exclude_defaults=not defaults)
+    return {key: value for key, value in values.items() if key not in stage.UNSEEN}
 
 
 def intact(folder: Path, record: dict[str, Any]) -> str:
@@ -110,8 +115,8 @@ def intact(folder: Path, record: dict[str, Any]) -> str:
 
 def changes(record: dict[str, Any], stage: Stage, inputs: dict[str, str]) -> str:
     """Which settings or inputs of a stage differ from the record, in words."""
-    old, new = record.get("config", {}), settings(stage)
-    keys = [k for k in {**old, **new} if old.get(k) != new.get(k)]
+    old, new = record.get("config", {}), settings(stage, defaults=True)
+    keys = [k for k in new if k in old and old[k] != new[k]]
     words = [f"{k} was {old.get(k)!r}, now {new.get(k)!r}" for k in keys[:3]]
     words += [f"input {k}" for k in inputs if record.get("inputs", {}).get(k) != inputs[k]]
     if not words:
@@ -150,7 +155,9 @@ def plan(run: Run) -> list[Planned]:
     for name, stage in run.recipe.stages.items():
         inputs = fingerprints_of_inputs(run, stage, planned)
         version = KINDS[stage.kind].VERSION
-        fingerprint = sha256_json([stage.kind, version, settings(stage), inputs, run.recipe.seed])
+        fingerprint = sha256_json(
+            [stage.kind, version, settings(stage, defaults=False), inputs, run.recipe.seed]
+        )
         state, why = look(run, name, fingerprint)
         if state == "changed":
             why = changes(read_record(run.out / name) or {}, stage, inputs)
@@ -296,7 +303,7 @@ def run_stage(run: Run, item: Planned, folders: dict[str, Path]) -> float:
         "kind_version": KINDS[item.stage.kind].VERSION,
         "fingerprint": item.fingerprint,
         "status": "running",
-        "config": settings(item.stage),
+        "config": settings(item.stage, defaults=True),
         "inputs": item.inputs,
         "seconds": earlier.get("seconds", 0.0),
         "peak_memory_bytes": earlier.get("peak_memory_bytes", 0),

@@ -14,7 +14,7 @@ from stemma.core.config import StrictModel
 class Cosine(StrictModel):
     """Linear warm-up, then half a cosine down to `floor` (arXiv:1608.03983, equation 5)."""
 
-    kind: Literal["cosine"] = "cosine"
+    kind: Literal["cosine"]
     warmup: int = Field(default=0, ge=0, description="steps of linear warm-up")
     floor: float = Field(default=0.1, ge=0, le=1, description="share of the peak at the end")
 
@@ -29,7 +29,7 @@ class Cosine(StrictModel):
 class WarmupStableDecay(StrictModel):
     """Warm-up, a plateau, then a straight line down to `floor` (arXiv:2404.06395, section 4.2)."""
 
-    kind: Literal["wsd"] = "wsd"
+    kind: Literal["wsd"]
     warmup: int = Field(default=0, ge=0, description="steps of linear warm-up")
     decay: float = Field(default=0.2, gt=0, le=1, description="share of the run that decays")
     floor: float = Field(default=0.0, ge=0, le=1, description="share of the peak at the end")
