@@ -74,7 +74,9 @@ def bar(label: str, total: float) -> Iterator[Update]:
         task = display.add_task(label, total=total, numbers="")
 
         def update(done: float, **numbers: Any) -> None:
-            text = "  ".join(f"{name} {spelled(value)}" for name, value in numbers.items())
+            text = "  ".join(
+                f"{name.replace('_', ' ')} {spelled(value)}" for name, value in numbers.items()
+            )
             display.update(task, completed=done, numbers=text)
 
         yield update
