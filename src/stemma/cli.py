@@ -8,7 +8,6 @@ import errno
 import json
 import os
 import shlex
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -98,7 +97,7 @@ def run(
     job = runner.Run(
         recipe=loaded,
         root=Path() if shipped else path.parent,
-        out=Path(loaded.out or f"runs/{loaded.name}"),
+        out=Path(loaded.out or f"runs/{loaded.name}").expanduser(),
         recipe_text=path.read_text("utf-8-sig"),
         command=["stemma", *sys.argv[1:]],
         overrides=tuple(overrides or ()),
@@ -110,7 +109,12 @@ def run(
         rows = runner.preview(job)
         put(rows) if as_json else print("\n".join(runner.preview_lines(rows)))
         return
-    report = runner.execute(job, say=lambda line: progress.LOG.info("%s", line))
+    try:
+        report = runner.execute(job, say=lambda line: progress.LOG.info("%s", line))
+    except (StoppedError, signals.StopNow):
+        if fresh:
+            progress.LOG.warning("to go on, give the same command without --fresh")
+        raise
     outcome = runner.outcome(job, report)
     put(outcome) if as_json else print("\n".join(runner.outcome_lines(outcome)))
 
@@ -346,6 +350,11 @@ def check_environment() -> None:
             progress.LOG.warning("the environment variable %s is not known; %s", name, hint)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Torch tells of a full memory by a RuntimeError, on the CPU and on a GPU."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
 def one_line(error: BaseException) -> tuple[str, int]:
     """The line and the exit code for anything that can go wrong."""
     if isinstance(error, StemmaError):
@@ -353,7 +362,7 @@ def one_line(error: BaseException) -> tuple[str, int]:
     if isinstance(error, Mistake):
         message = error.format_message().rstrip(".")  # type: ignore[attr-defined]
         return str(UsageError(message, fix="see `stemma --help`")), UsageError.exit_code
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or out_of_memory(error):
         fix = "use a smaller batch, context or model"
         return str(ResourceError("out of memory", fix=fix)), ResourceError.exit_code
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
@@ -370,9 +379,8 @@ def main() -> None:
     # larger pages for tensors, where Linux has them: torch spends less time on page faults
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     progress.set_up()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signals.stop_now)
     try:
+        signals.catch()
         check_environment()
         check_repeated(sys.argv[1:])
         code = app(standalone_mode=False)
@@ -381,6 +389,10 @@ def main() -> None:
         # the reader left; a second write at exit would complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except signals.StopNow as stop:
+        signals.ignore_further()
+        print("stopped: by a signal", file=sys.stderr)
+        code = stop.exit_code
     except Exception as error:
         if os.environ.get("STEMMA_DEBUG"):
             raise

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import sys
 
 import pytest
@@ -15,7 +16,7 @@ from tests.pipeline.conftest import RECIPE, write_documents
 def _at_home(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("STEMMA_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("STEMMA_DEBUG", raising=False)
+    monkeypatch.setenv("STEMMA_DEBUG", "")  # undone afterwards, whatever --debug sets
 
 
 @pytest.fixture
@@ -249,3 +250,31 @@ def test_bug_is_one_line_too(stemma, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         monkeypatch.setattr(sys, "argv", ["stemma", "--debug", "list", "recipes"])
         cli.main()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_signal_anywhere_is_one_line_and_its_exit_code(stemma, monkeypatch, number, code):
+    def shielded():
+        try:
+            signal.raise_signal(number)
+        except Exception:  # foreign code that catches all errors must not swallow a stop
+            return {}
+        return {}
+
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    monkeypatch.setattr(cli, "listed_recipes", shielded)
+    try:
+        got, _, err = stemma("list", "recipes")
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+    assert got == code and err.splitlines() == ["stopped: by a signal"]
+
+
+def test_full_memory_is_exit_code_5(stemma, monkeypatch):
+    def allocate():
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 10 bytes")
+
+    monkeypatch.setattr(cli, "listed_recipes", allocate)
+    code, _, err = stemma("list", "recipes")
+    assert code == 5 and "out of memory" in err

@@ -13,7 +13,7 @@ import stemma
 from stemma.core.errors import DataError, DivergedError, ModelError, StoppedError, UsageError
 from stemma.core.files import sha256_file
 from stemma.pipeline import pretrain, runner
-from tests.pipeline.conftest import job, run
+from tests.pipeline.conftest import RECIPE, job, run
 
 
 def states(folder, *overrides, **settings):
@@ -239,7 +239,7 @@ def test_failed_overwrite_keeps_the_complete_model(copied):
 
 
 @pytest.mark.parametrize("name", ["tokens.bin", "index.safetensors", "plan.safetensors"])
-def test_changed_training_data_is_noticed_at_resume(project, monkeypatch, name):
+def test_damaged_training_data_is_never_trained_on(finished, project, monkeypatch, name):
     stop_after(monkeypatch, 5, killed)
     with pytest.raises(Killed):
         run(project)
@@ -248,8 +248,12 @@ def test_changed_training_data_is_noticed_at_resume(project, monkeypatch, name):
     raw = bytearray(path.read_bytes())
     raw[-3] ^= 1
     path.write_bytes(bytes(raw))
-    with pytest.raises((DataError, ModelError)):
+    if name == "plan.safetensors":  # well-formed, but another plan than the checkpoint's
+        with pytest.raises(ModelError, match="other data"):
+            run(project)
+    else:  # made again from the documents, to the same bits
         run(project)
+        assert weights(project) == weights(finished)
 
 
 def test_damaged_history_is_left_out_and_the_run_goes_on(finished, project, monkeypatch):
@@ -394,3 +398,50 @@ def test_prompt_longer_than_the_context_is_refused_before_training(project):
     with pytest.raises(UsageError, match=r"samples\.prompts: a prompt of \d+ tokens"):
         run(project, prompts)
     assert not (project / "out" / "base" / "steps").exists()
+
+
+def test_second_run_in_one_folder_is_refused(project, monkeypatch):
+    refused = []
+
+    def again():
+        with pytest.raises(UsageError, match="another run works in this folder") as caught:
+            run(project)
+        refused.append(caught.value)
+
+    stop_after(monkeypatch, 3, again)
+    run(project)
+    assert len(refused) == 1
+    monkeypatch.undo()
+    assert len(run(project)) == 5  # the lock is gone with the run
+
+
+def test_stage_named_like_the_runs_own_files_is_refused(project):
+    for name in ("run.json", "Report.html", "base.previous"):
+        text = RECIPE.replace("words", name)
+        (project / "tiny.yaml").write_text(text)
+        with pytest.raises(UsageError, match="uses itself"):
+            run(project)
+
+
+def test_scores_without_held_out_text_are_refused_at_once(project):
+    with pytest.raises(UsageError, match="holds nothing out"):
+        run(project, "corpus.holdout.fraction=0")
+    assert not (project / "out").exists()
+
+
+def test_unknown_device_is_refused_before_the_first_stage(project):
+    with pytest.raises(UsageError, match="no such device"):
+        run(project, "base.device=abacus")
+    assert not (project / "out" / "corpus").exists()
+
+
+def test_empty_folder_of_a_run_that_died_early_is_no_obstacle(project):
+    (project / "out" / "corpus").mkdir(parents=True)
+    assert len(run(project, until="words")) == 2
+
+
+def test_foreign_file_called_run_json_hides_no_document(project):
+    (project / "docs" / "run.json").write_text("{}")
+    run(project, until="corpus")
+    ledger = json.loads((project / "out" / "ledger.json").read_text())
+    assert ledger["stages"]["corpus"]["read"]["documents"] == 42

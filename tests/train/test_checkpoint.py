@@ -1,5 +1,6 @@
 """Checkpoints: everything comes back, damage is named, a half save is never taken for one."""
 
+import errno
 import hashlib
 import json
 import shutil
@@ -8,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from stemma.core.errors import ModelError, UsageError
+from stemma.core.errors import ModelError, ResourceError, UsageError
 from stemma.models import gpt2, llama
 from stemma.nn.initial import initialise
 from stemma.train import checkpoint
@@ -168,3 +169,15 @@ def test_slices_that_do_not_cover_are_refused(tmp_path):
     found = sliced(tmp_path / "step", torch.ones(7, 5), [(0, 3), (4, 7)])
     with pytest.raises(ModelError, match="cover 30 of 35"):
         checkpoint.read_tensor(found, "model/w")
+
+
+def test_machine_that_refuses_to_read_is_no_damage(tmp_path, monkeypatch):
+    folder = write(tmp_path, *trained())
+
+    def refused(path):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(checkpoint, "sha256_file", refused)
+    with pytest.raises(ResourceError, match="too many open files"):
+        checkpoint.newest_checkpoint(tmp_path)
+    assert folder.is_dir()

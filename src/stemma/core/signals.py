@@ -28,10 +28,30 @@ class Request:
         raise StoppedError(what, fix=AGAIN, by_keyboard=by_keyboard)
 
 
+class StopNow(BaseException):
+    """A signal outside of training. No `except Exception`, ours or foreign, can swallow it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__("stopped by a signal")
+        self.exit_code = 130 if number == signal.SIGINT else StoppedError.exit_code
+
+
 def stop_now(number: int, frame: FrameType | None) -> None:
     """Handler for work that has no step boundary: what it made so far is redone next time."""
-    by_keyboard = number == signal.SIGINT
-    raise StoppedError("by a signal", fix=AGAIN, by_keyboard=by_keyboard)
+    raise StopNow(number)
+
+
+def ignore_further() -> None:
+    """Leave in peace: a second signal must not break the exit of the first."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def catch() -> None:
+    """Answer SIGTERM and Ctrl-C by `StopNow`, unless who started us had them ignored."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, stop_now)
 
 
 @contextmanager

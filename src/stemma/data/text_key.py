@@ -28,7 +28,8 @@ USUAL = "text"
 def likely_text_key(files: Sequence[Path]) -> str:
     """The key that most likely holds the documents' text; "text" where nothing tells."""
     characters: Counter[str] = Counter()
-    rows = (row for path in files[:FILES] for row in first_rows(path))
+    tables = [f for f in files if (form := format_of(f)) and form.kind in ("jsonl", "parquet")]
+    rows = (row for path in tables[:FILES] for row in first_rows(path))
     for row in rows:
         characters.update({key: len(v) for key, v in row.items() if isinstance(v, str)})
     if USUAL in characters or not characters:

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from stemma import api
 from stemma.core import device as machine
 from stemma.core.config import StrictModel, multiple
-from stemma.core.errors import DivergedError, ModelError, UsageError
+from stemma.core.errors import DataError, DivergedError, ModelError, UsageError
 from stemma.core.files import sha256_file, write_text
 from stemma.core.progress import LOG, progress
 from stemma.core.signals import graceful
@@ -214,7 +214,10 @@ def prepare_data(stage: PretrainStage, work: Work, tokenizer: Tokenizer) -> tupl
     folder = work.folder / "data"
     plan_path = folder / PLAN
     if plan_path.exists():
-        return open_store(folder), read_plan(plan_path)
+        try:
+            return open_store(folder), read_plan(plan_path)
+        except DataError as error:  # made again; the fingerprints tell whether it is the same
+            LOG.warning("the token store is made again: %s", error)
     store = write_store(folder, read_texts(work.corpus(stage.corpus)[0]), tokenizer)
     plan = plan_packing(store.offsets, stage.context)
     write_plan(plan_path, plan)
@@ -287,7 +290,7 @@ def prompts_of(stage: PretrainStage, work: Work, tokenizer: Tokenizer) -> list[s
         texts = [tokenizer.decode(ids[: min(PROMPT_TOKENS, room)]) for ids in begun]
         return [text.rstrip("\ufffd") for text in texts]  # half a character at the cut
     for prompt in stage.samples.prompts:
-        length = len(tokenizer.encode(prompt))
+        length = len(tokenizer.encode(prompt)) + 1  # and the one that begins a document
         if length > room:
             what = f"a prompt of {length} tokens leaves too little of the context {stage.context}"
             raise UsageError(what, place=f"{work.name}: samples.prompts", fix="shorten it")

@@ -23,6 +23,7 @@ from stemma.pipeline.pretrain import PretrainStage
 from stemma.pipeline.tokenizer import TokenizerStage
 
 FORMAT_VERSION = 1
+PAPERS = ("recipe.yaml", "run.json", "ledger.json", "report.html")  # beside the stages
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 Stage = CurateStage | TokenizerStage | PretrainStage | EvaluateStage | ExportStage
@@ -125,6 +126,11 @@ def check_names(recipe: Recipe, root: Node) -> None:
         if not NAME.fullmatch(name):
             what = f"{name!r} cannot name a folder"
             raise UsageError(what, place=f"{root.place}: {key}", fix="use letters, digits, . _ -")
+    for name in recipe.stages:
+        if name.casefold() in PAPERS or name.casefold().endswith(".previous"):
+            what = f"{name!r} is a name that the run folder uses itself"
+            place = f"{root.place}: stages.{name}"
+            raise UsageError(what, place=place, fix="choose another name")
     if not recipe.stages:
         raise UsageError("no stages", place=yaml_file.at(root, "stages"), fix="see `stemma init`")
 
@@ -187,12 +193,21 @@ def check_models(recipe: Recipe, root: Node) -> None:
 def check_contexts(recipe: Recipe, root: Node) -> None:
     """A model made here is scored within the context it is trained on."""
     for name, stage in recipe.stages.items():
-        if not isinstance(stage, EvaluateStage):
+        if not isinstance(stage, EvaluateStage | PretrainStage):
             continue
-        trained = recipe.stages.get(stage.model)
+        source = stage.model if isinstance(stage, EvaluateStage) else stage.init
+        trained = recipe.stages.get(source) if source is not None else None
         if isinstance(trained, PretrainStage) and stage.context > trained.context:
             raise UsageError(
-                f"context ({stage.context}) is longer than {stage.model}'s ({trained.context})",
+                f"context ({stage.context}) is longer than {source}'s ({trained.context})",
                 place=yaml_file.at(stage_node(root, name), "context"),
                 fix=f"use at most {trained.context}",
             )
+        corpus = recipe.stages[stage.corpus]
+        if isinstance(stage, EvaluateStage) and isinstance(corpus, CurateStage):
+            if corpus.holdout.fraction == 0:
+                raise UsageError(
+                    f"{stage.corpus} holds nothing out",
+                    place=yaml_file.at(stage_node(root, name), "corpus"),
+                    fix="set its holdout.fraction above 0, or remove this stage",
+                )

@@ -6,17 +6,19 @@ record; a folder without one was not made by a run and is never touched.
 """
 
 import json
+import os
 import shlex
 import shutil
+import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stemma.core import device as machine
-from stemma.core.errors import ResourceError, StemmaError, UsageError
+from stemma.core.errors import ResourceError, UsageError, printable
 from stemma.core.files import (
     require_writable,
     resource_error,
@@ -36,6 +38,9 @@ from stemma.pipeline.work import (
     model_fingerprint,
     model_path,
 )
+
+if sys.platform != "win32":
+    import fcntl
 
 FORMAT_VERSION = 1
 KINDS: dict[str, Any] = {
@@ -138,7 +143,7 @@ def require_folder(out: Path) -> None:
 def require_ours(folder: Path) -> None:
     """Refuse to replace a stage's folder, or its older generation, that no run made."""
     for made in (folder, older(folder)) if folder.exists() else ():
-        if made.exists() and not (made / "stage.json").is_file():
+        if made.exists() and not (made / "stage.json").is_file() and any(made.iterdir()):
             fix = "move it away, or choose out=FOLDER"
             raise UsageError("the folder exists and no run made it", place=made, fix=fix)
 
@@ -243,11 +248,40 @@ def clear_leftovers(folder: Path) -> None:
                 leftover.unlink(missing_ok=True)
 
 
+@contextmanager
+def only_run(out: Path) -> Iterator[None]:
+    """Hold the run folder while the block runs; the lock ends with its process, however that ends.
+
+    Raises UsageError where another run holds it.
+    """
+    if sys.platform == "win32":  # has no flock: two runs in one folder are the user's care
+        yield
+        return
+    handle = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            fix = "wait for it, or choose out=FOLDER"
+            raise UsageError("another run works in this folder", place=out, fix=fix) from error
+        yield
+    finally:
+        os.close(handle)
+
+
 def execute(run: Run, say: Callable[[str], None]) -> Path:
     """Run all stages; returns the report. `say` receives one line a stage."""
-    planned = plan(run)
-    refuse_changed(run, planned)
+    refuse_changed(run, plan(run))
     require_writable(run.out)
+    with only_run(run.out):
+        return execute_alone(run, plan(run), say)
+
+
+def execute_alone(run: Run, planned: list[Planned], say: Callable[[str], None]) -> Path:
+    """The run itself, with the folder to itself."""
+    for item in planned:
+        if item.state != "complete" and isinstance(item.stage, pretrain.PretrainStage):
+            machine.pick(item.stage.device)  # now, not after the stages before it
     write_json(run.out / "run.json", about(run))  # first: it tells whose folder this is
     write_text(run.out / "recipe.yaml", recipe_as_run(run))
     folders = {p.name: run.out / p.name for p in planned}
@@ -278,7 +312,7 @@ def about(run: Run) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "name": run.recipe.name,
         "seed": run.recipe.seed,
-        "command": shlex.join(run.command),
+        "command": printable(shlex.join(run.command)),
         "stages": list(run.recipe.stages),
         "versions": machine.versions(),
         "machine": machine.machine(),
@@ -309,7 +343,7 @@ def run_stage(run: Run, item: Planned, folders: dict[str, Path]) -> float:
         "peak_memory_bytes": earlier.get("peak_memory_bytes", 0),
         "outputs": {},
         "summary": {},
-        "commands": [*earlier.get("commands", []), shlex.join(run.command)],
+        "commands": [*earlier.get("commands", []), printable(shlex.join(run.command))],
     }
     write_json(folder / "stage.json", record)
     machine.forget_peak_memory()
@@ -328,7 +362,7 @@ def run_stage(run: Run, item: Planned, folders: dict[str, Path]) -> float:
             summary = module.run(item.stage, work, groups)
         else:
             summary = module.run(item.stage, work)
-    except (StemmaError, KeyboardInterrupt, OSError) as error:
+    except BaseException as error:
         with suppress(ResourceError):  # on a full disk the first error is the one to tell
             finish()
         if isinstance(error, OSError):

@@ -1,5 +1,6 @@
 """What a stage is given to work with: its folder, its seed, its inputs, and how to say things."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,10 +129,11 @@ def own_files(reference: str, root: Path, *, out: Path) -> tuple[Path, list[Path
     path = own_path(reference, root, out=out)
     inside = path if path.is_dir() else root.absolute()
     found = find_files([str(path)], inside)
-    made = {folder for folder in {p for f in found for p in f.parents} if is_made(folder, out)}
+    below = {p for f in found for p in f.parents if p.is_relative_to(inside)}
+    made = {folder for folder in below if is_made(folder, out)}
     files = [f for f in found if made.isdisjoint(f.parents)]
     if len(files) < len(found):
-        LOG.info("%s: %d files of run folders are left out", reference, len(found) - len(files))
+        LOG.warning("%s: %d files of run folders are left out", reference, len(found) - len(files))
     if not files:
         what = "all of the input lies in run folders"
         raise UsageError(what, place=reference, fix="name documents, or another folder with out=")
@@ -140,8 +142,16 @@ def own_files(reference: str, root: Path, *, out: Path) -> tuple[Path, list[Path
 
 def is_made(folder: Path, out: Path) -> bool:
     """Whether a folder is this run's, or holds the record of an earlier one."""
-    records = ("run.json", "stage.json")
-    return folder.resolve() == out.resolve() or any((folder / r).is_file() for r in records)
+    if folder.resolve() == out.resolve():
+        return True
+    for name, key in (("run.json", "stages"), ("stage.json", "fingerprint")):
+        try:
+            record = json.loads((folder / name).read_text("utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(record, dict) and record.keys() >= {"format_version", key}:
+            return True
+    return False
 
 
 def file_hashes(files: list[Path], inside: Path) -> str:

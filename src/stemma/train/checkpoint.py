@@ -144,7 +144,11 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             if sha256_file(path) != wanted["sha256"]:
                 raise ModelError("the content does not match its sha256", place=path)
         state = json.loads((folder / "state.json").read_text("utf-8"))
-    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+    except FileNotFoundError as error:
+        raise ModelError(f"not a complete checkpoint ({error})", place=folder, fix=AGAIN) from error
+    except OSError as error:  # the machine refuses to read: that is no damage
+        raise resource_error(error, folder) from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, ModelError | UsageError):
             raise
         raise ModelError(f"not a complete checkpoint ({error})", place=folder) from error
