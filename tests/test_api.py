@@ -7,11 +7,11 @@ import torch
 
 import stemma
 from stemma import api
-from stemma.core import assets
 from stemma.core.errors import ModelError, UsageError
 from stemma.data.bpe import train_tokenizer
 from stemma.infer.sampling import Sampling
 from stemma.nn.initial import initialise
+from tests.bad_inputs.gguf_pieces import Pieces
 
 LLAMA = {"width": 24, "depth": 3, "num_heads": 3, "vocab_size": 270, "context": 32}
 GPT2 = {"width": 24, "depth": 3, "num_heads": 3, "vocab_size": 270, "context": 32}
@@ -188,13 +188,13 @@ def test_run_folder_means_its_last_finished_stage(tmp_path):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """An own catalogue with one model folder, one GGUF file and one folder of nothing."""
+    """An own catalogue with one model folder and one GGUF file."""
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.setenv("STEMMA_HOME", str(home))
     api.save(api.build("gpt2", **GPT2), None, tmp_path / "small")
     (tmp_path / "packed").mkdir()
-    (tmp_path / "packed" / "x.gguf").write_bytes(b"GGUF")
+    (tmp_path / "packed" / "x.gguf").write_bytes(Pieces().built())
     common = "{kind: model, summary: s, licence: MIT, files: ['*'], source: 'path:"
     entries = [f"{name}: {common}{tmp_path / name}'}}\n" for name in ("small", "packed")]
     (home / "assets.yaml").write_text("".join(entries))
@@ -204,27 +204,19 @@ def cache(tmp_path, monkeypatch):
 def test_asset_is_found_by_its_name(cache):
     assert api.load("small")[0].config.width == 24
     assert api.info("small")["licence"] == "MIT"
-    with pytest.raises(ModelError, match="GGUF files cannot be read yet by this version"):
-        api.load("packed")
+    assert api.load("packed")[0].config.width == 8
+    assert api.info("packed")["licence"] == "MIT"
     with pytest.raises(UsageError, match="no such model; .*did you mean small"):
         api.load("smal")
-
-
-def test_shipped_gguf_asset_says_so_before_any_download(cache, monkeypatch):
-    monkeypatch.setattr(assets, "pull", lambda name: pytest.fail("pulled"))
-    for name, asset in assets.catalogue().items():
-        if any(pattern.endswith(".gguf") for pattern in asset.files):
-            with pytest.raises(ModelError, match="GGUF files cannot be read yet"):
-                api.load(name)
 
 
 @pytest.mark.parametrize(
     "name, words",
     [
-        ("model.gguf", "GGUF files cannot be read yet by this version"),
+        ("model.gguf", "not a GGUF file: it begins with"),
         (
             "model.safetensors",
-            "a model is a folder with config.json, not one file; give its folder",
+            "a model is a folder with config.json, or a GGUF file; give its folder",
         ),
         ("pytorch_model.bin", "pickle files are not loaded"),
     ],

@@ -1,8 +1,8 @@
 """The Python face: load, save, build, generate.
 
-A model is named by a path (a Hugging Face folder, a run folder, a stage of a run) or by the name
-of a catalogue asset, and comes with its tokenizer. A family is a file of `stemma.models`, found by
-its name, so a new family needs no entry here.
+A model is named by a path (a Hugging Face folder, a run folder, a stage of a run, a GGUF file) or
+by the name of a catalogue asset, and comes with its tokenizer. A family is a file of
+`stemma.models`, found by its name, so a new family needs no entry here.
 """
 
 import importlib
@@ -25,6 +25,8 @@ from stemma.data.tokenizer import Tokenizer
 from stemma.infer.generate import generate as continue_prompts
 from stemma.infer.sampling import Sampling
 from stemma.interop.folder import describe, read_folder, read_tokenizer, write_folder
+from stemma.interop.gguf_folder import convert, is_gguf, only_gguf
+from stemma.interop.gguf_model import describe_file
 from stemma.interop.tensors import refuse_pickle
 from stemma.nn.initial import initialise
 from stemma.nn.meta import shapes_only
@@ -150,12 +152,14 @@ def load(
     """Load a model in evaluation mode, and its tokenizer; None where the folder has none.
 
     `model` is a Hugging Face folder, a run folder (its last stage that made a model), a stage of
-    one, or the name of a catalogue asset, which is pulled if needed. Weights are converted to
-    `dtype`, float32 unless given. Raises UsageError where there is no such model, ModelError
-    where its files are not sound.
+    one, a GGUF file, or the name of a catalogue asset, which is pulled if needed. Weights are
+    converted to `dtype`, float32 unless given; those of a GGUF file are decoded at the first load
+    and kept in the cache. Raises UsageError where there is no such model, ModelError where its
+    files are not sound.
     """
     target, wanted = pick(str(device)), _dtype(dtype)
-    foreign = read_folder(find_model(model), dtype=wanted)
+    found = find_model(model)
+    foreign = read_folder(convert(found) if found.is_file() else found, dtype=wanted)
     network = _on_meta(foreign.family, _config(foreign.family, foreign.numbers))
     network.load_state_dict(foreign.state, assign=True)
     object.__setattr__(network, "generation", foreign.generation)  # no parameter, no submodule
@@ -172,42 +176,38 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
 def info(model: str | Path) -> dict[str, Any]:
     """Facts about a model from its files' headers; no weight is read."""
-    facts = describe(find_model(model))
+    found = find_model(model)
+    facts = describe_file(found) if found.is_file() else describe(found)
     known = assets.catalogue()
     return facts | ({"licence": known[str(model)].licence} if str(model) in known else {})
 
 
 def find_model(model: str | Path) -> Path:
-    """The Hugging Face folder that a model's name stands for; an asset is pulled if needed."""
+    """The Hugging Face folder or GGUF file that a name stands for; an asset is pulled if needed."""
     path = Path(model).expanduser()
     if path.is_dir():
         return _folder_of(path)
     if path.exists():
+        if is_gguf(path):
+            return path
         raise _plain_file(path)
-    return _pulled(str(model))
+    return _folder_of(_pulled(str(model)))
 
 
 def _pulled(name: str) -> Path:
     """The folder of a catalogue asset; what cannot be a model is refused before it is fetched."""
     known = assets.catalogue()
     if name not in known:
-        fix = f"give a folder, or the name of an asset: {nearest(name, known)}"
+        fix = f"give a folder, a GGUF file, or the name of an asset: {nearest(name, known)}"
         raise UsageError("no such model", place=name, fix=fix)
-    asset = known[name]
-    if asset.kind != "model":
-        what = f"an asset of kind {asset.kind}, not a model"
+    if known[name].kind != "model":
+        what = f"an asset of kind {known[name].kind}, not a model"
         raise UsageError(what, place=name, fix="see `stemma list assets`")
-    if all(pattern.endswith(".gguf") for pattern in asset.files):
-        raise _plain_file(Path(asset.files[0]), place=f"asset {name}")
-    folder = assets.pull(name)
-    if not (folder / "config.json").exists():
-        for path in sorted(folder.rglob("*.gguf")):
-            raise _plain_file(path)
-    return folder
+    return assets.pull(name)
 
 
 def _folder_of(path: Path) -> Path:
-    """A folder itself, a stage's `final/`, or that of a run's last stage that has one."""
+    """A folder itself, its one GGUF file, a stage's `final/`, or that of a run's last stage."""
     final = path / "final"
     if (final / "config.json").is_file():
         return final
@@ -220,7 +220,9 @@ def _folder_of(path: Path) -> Path:
     if (path / "steps").is_dir():
         fix = "run the recipe again to go on"
         raise ModelError("this stage is not finished", place=path, fix=fix)
-    return path
+    if (path / "config.json").exists():
+        return path
+    return only_gguf(path) or path
 
 
 def _stages(recipe: Path) -> list[str]:
@@ -232,14 +234,10 @@ def _stages(recipe: Path) -> list[str]:
     return list(stages.value)
 
 
-def _plain_file(path: Path, *, place: str = "") -> ModelError:
+def _plain_file(path: Path) -> ModelError:
     """Why a plain file is no model; pickle files are refused by what they are."""
-    if path.suffix == ".gguf":
-        what = "GGUF files cannot be read yet by this version"
-        fix = "give the Hugging Face folder of the model"
-        return ModelError(what, place=place or path, fix=fix)
     refuse_pickle(path)
-    what = "a model is a folder with config.json, not one file"
+    what = "a model is a folder with config.json, or a GGUF file"
     return ModelError(what, place=path, fix=f"give its folder ({path.parent})")
 
 

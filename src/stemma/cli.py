@@ -136,7 +136,7 @@ def init(
 
 @app.command()
 def generate(
-    model: Annotated[str, typer.Argument(help="A run, a stage, a model folder or an asset.")],
+    model: Annotated[str, typer.Argument(help="A run, stage, model folder, GGUF file or asset.")],
     prompt: Annotated[str, typer.Option(help="Text to go on from; - reads standard input.")],
     raw: Annotated[bool, typer.Option(help="Continue the text as it stands.")] = False,
     max_new_tokens: Annotated[int | None, typer.Option(help="Tokens to write at most.")] = None,
@@ -212,7 +212,7 @@ def prompt_text(prompt: str) -> str:
 
 @app.command()
 def info(
-    model: Annotated[str, typer.Argument(help="A run, a stage, a model folder or an asset.")],
+    model: Annotated[str, typer.Argument(help="A run, stage, model folder, GGUF file or asset.")],
     as_json: Json = False,
 ) -> None:
     """Say what a model is: parameters, bytes, context, template, licence."""

@@ -1,6 +1,7 @@
 """The tokenizer: exact round trips, no control token out of plain text, the store around it."""
 
 import json
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from stemma.core.errors import DataError, ModelError, UsageError
 from stemma.data import store
-from stemma.data.bpe import END_OF_TEXT, train_tokenizer
+from stemma.data.bpe import END_OF_TEXT, Splitting, train_tokenizer
 from stemma.data.store import open_store, write_store
 from stemma.data.tokenizer import Tokenizer
 
@@ -27,7 +28,7 @@ HARD = [
 ]
 
 
-@pytest.fixture(scope="module", params=["gpt-2", "smollm", "llama-bpe"])
+@pytest.fixture(scope="module", params=get_args(Splitting))
 def tokenizer(request):
     return train_tokenizer(TEXTS, vocab_size=400, splitting=request.param)
 

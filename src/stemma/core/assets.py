@@ -34,9 +34,9 @@ from stemma.core.config import StrictModel
 from stemma.core.errors import ResourceError, UsageError, nearest
 from stemma.core.files import (
     free_bytes,
+    install_folder,
     require_writable,
     resource_error,
-    sync_folder,
     write_json,
     write_text,
 )
@@ -57,7 +57,6 @@ WRITTEN = (
 )
 TOOLS = {"pypi": "pip", "npm": "npm", "deb": "apt-get", "hf": "the hub's client"}
 PARTS = ("download", "tmp")  # folders of a staging folder that a tool writes to
-OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 REMEDY = "free some space or correct the permissions, or set STEMMA_HOME to another folder"
 STALE = 24 * 3600  # seconds after which a half-made folder belongs to nobody
 PATIENCE = 0.2  # seconds between two looks at a running tool
@@ -200,7 +199,9 @@ def pull(name: str, *, on_progress: OnProgress | None = None) -> Path:
             if found != (asset.sha256 or found):
                 raise wrong_hash(asset, found)
             keep(asset, archive, found, staging / "asset")
-            install(asset, staging / "asset", room / name)
+            install_folder(
+                staging / "asset", room / name, whole=lambda kept: bool(kept_files(asset, kept))
+            )
     except OSError as error:
         place = error.filename or room
         raise ResourceError(resource_error(error, place).what, place=place, fix=REMEDY) from error
@@ -260,24 +261,6 @@ def keep(asset: Asset, archive: Path, found: str, fresh: Path) -> None:
         files=tuple(KeptFile(**asdict(file)) for file in files),
     )
     write_json(fresh / "asset.json", record.model_dump(mode="json"))
-
-
-def install(asset: Asset, fresh: Path, final: Path) -> None:
-    """Rename into place. A whole asset that another process put there first stays; else it goes."""
-    for attempt in range(5):
-        try:
-            os.rename(fresh, final)
-            break
-        except OSError as error:
-            if error.errno not in OCCUPIED:
-                raise
-        if kept_files(asset, final):
-            break
-        with suppress(FileNotFoundError):  # the other process moved it first
-            os.rename(final, fresh.with_name(f"damaged-{attempt}"))
-    else:
-        raise ResourceError("other processes keep replacing it", place=final, fix="try again")
-    sync_folder(final.parent)
 
 
 # Fetching: each returns the path of the archive, inside `staging`/download unless it is local.

@@ -9,8 +9,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,7 +27,7 @@ REASONS = {
     errno.EIO: ("the disk reports an input/output error", "check the disk"),
 }
 
-
+OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ANYTHING = "check this path, then run the same command again"  # the way out of a rare refusal
 
@@ -86,6 +86,27 @@ def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         raise resource_error(error, path, written=written) from error
     finally:
         discard(partial)
+
+
+def install_folder(fresh: Path, final: Path, *, whole: Callable[[Path], bool]) -> None:
+    """Rename into place. A whole folder that another process put there first stays; else it goes.
+
+    What is in the way is moved beside `fresh`. Raises OSError where the machine refuses.
+    """
+    for attempt in range(5):
+        try:
+            os.rename(fresh, final)
+            break
+        except OSError as error:
+            if error.errno not in OCCUPIED:
+                raise
+        if whole(final):
+            break
+        with suppress(FileNotFoundError):  # the other process moved it first
+            os.rename(final, fresh.with_name(f"damaged-{attempt}"))
+    else:
+        raise ResourceError("other processes keep replacing it", place=final, fix="try again")
+    sync_folder(final.parent)
 
 
 def discard(partial: Path) -> int:

@@ -15,12 +15,14 @@ from stemma.core.errors import DataError, UsageError
 from stemma.data.tokenizer import Tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
-Splitting = Literal["gpt-2", "smollm", "llama-bpe"]
+Splitting = Literal["gpt-2", "smollm", "llama-bpe", "qwen2"]
 
 LLAMA_3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+QWEN_2_PATTERN = LLAMA_3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")  # one digit at a time
+PATTERNS = {"llama-bpe": LLAMA_3_PATTERN, "qwen2": QWEN_2_PATTERN}
 
 
 def pre_tokenizer(splitting: Splitting) -> Any:
@@ -30,7 +32,7 @@ def pre_tokenizer(splitting: Splitting) -> Any:
         return words
     if splitting == "smollm":
         return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words])
-    split = pre_tokenizers.Split(Regex(LLAMA_3_PATTERN), behavior="isolated")
+    split = pre_tokenizers.Split(Regex(PATTERNS[splitting]), behavior="isolated")
     plain_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     return pre_tokenizers.Sequence([split, plain_bytes])
 

@@ -113,7 +113,7 @@ def expected_shapes(table: Any, config: Any, place: object) -> dict[str, Shape]:
             model = table.build(config)
     except (RuntimeError, OverflowError) as error:
         what = f"its numbers are too large for any machine ({error})"
-        raise ModelError(what, place=place, fix="correct config.json") from error
+        raise ModelError(what, place=place, fix="correct them") from error
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 

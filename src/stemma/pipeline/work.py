@@ -50,8 +50,10 @@ def model_fingerprint(reference: str, root: Path, *, out: Path) -> str:
     """What a model that no stage made holds. An asset is told by the catalogue, not fetched."""
     if reference.startswith("asset:"):
         return asset_fingerprint(reference)
-    folder = api.find_model(own_path(reference, root, out=out))
-    return file_hashes(sorted(f for f in folder.iterdir() if f.is_file()), folder)
+    found = api.find_model(own_path(reference, root, out=out))
+    if found.is_file():
+        return file_hashes([found], found.parent)
+    return file_hashes(sorted(f for f in found.iterdir() if f.is_file()), found)
 
 
 def model_path(reference: str, root: Path, *, out: Path) -> Path:
