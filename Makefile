@@ -5,11 +5,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+COMPARED := $(VENV)/.compared
 
 # threads stay on their cores; unpinned ones may collapse on a busy machine
 PINNED := OMP_PROC_BIND=true OMP_PLACES=cores
 
-.PHONY: setup quickstart test test-slow test-net test-gpu check fmt docs clean
+.PHONY: setup quickstart test bench-setup test-slow test-net test-gpu check fmt docs clean
 
 setup: $(STAMP)
 
@@ -26,7 +27,14 @@ quickstart: setup
 test: setup
 	$(BIN)/python -m pytest
 
-test-slow: setup
+# llama.cpp, which slow tests and benchmarks compare with; compiled, which takes minutes
+bench-setup: $(COMPARED)
+
+$(COMPARED): $(STAMP)
+	$(BIN)/python -m pip install --quiet "llama-cpp-python==0.3.36"
+	touch $(COMPARED)
+
+test-slow: setup bench-setup
 	$(BIN)/python -m pytest -m slow
 
 test-net: setup

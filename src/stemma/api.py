@@ -7,7 +7,7 @@ by the name of a catalogue asset, and comes with its tokenizer. A family is a fi
 
 import importlib
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -21,7 +21,11 @@ from stemma.core.device import pick
 from stemma.core.errors import ModelError, UsageError, nearest
 from stemma.core.files import sha256_json
 from stemma.core.yaml_file import read_yaml
+from stemma.data.flaws import Flaw
+from stemma.data.messages import Conversation, Message, parse_messages
+from stemma.data.renderer import Renderer
 from stemma.data.tokenizer import Tokenizer
+from stemma.infer.chat import to_be_answered
 from stemma.infer.generate import generate as continue_prompts
 from stemma.infer.sampling import Sampling
 from stemma.interop.folder import describe, read_folder, read_tokenizer, write_folder
@@ -39,6 +43,7 @@ DTYPES = {
     "float64": torch.float64,
 }
 FORMATS = ("hf",)
+Spoken = Mapping[str, Any]  # a message as JSON has it
 SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
@@ -166,6 +171,36 @@ def load(
     return network.to(target).eval(), foreign.tokenizer
 
 
+def with_vocabulary(model: LanguageModel, size: int) -> LanguageModel:
+    """The model with room for `size` token ids: itself where it has it, else one with more rows.
+
+    A new row of the embedding, and of a head of its own, is the mean of the old ones: a token that
+    nobody has seen is then as likely as the average, and nothing else changes by more than that.
+    """
+    old = model.config.vocab_size
+    if size <= old:
+        return model
+    config = model.config.model_copy(update={"vocab_size": size})
+    wider, state = _on_meta(config.family, config), dict(model.state_dict())
+    for name, shape in ((name, p.shape) for name, p in wider.named_parameters()):
+        tensor = state[name]
+        if tensor.shape != shape:
+            rows = tensor.mean(0, keepdim=True).expand(size - old, *tensor.shape[1:])
+            state[name] = torch.cat((tensor, rows))
+    wider.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
+    object.__setattr__(wider, "generation", _generation(model))
+    return wider.train(model.training)
+
+
+def end_with(model: LanguageModel, ids: Iterable[int]) -> None:
+    """Let these tokens end what the model writes too, here and in the folder that it is saved to."""
+    own = _generation(model)
+    named = own.get("eos_token_id")
+    listed = named if isinstance(named, list) else [] if named is None else [named]
+    ends = list(dict.fromkeys([*ids, *listed]))
+    object.__setattr__(model, "generation", {**own, "eos_token_id": ends})
+
+
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The tokenizer of a folder. Raises ModelError where it has none."""
     tokenizer = read_tokenizer(Path(folder))
@@ -263,29 +298,88 @@ def save(
 
 
 @overload
-def generate(model: LanguageModel, tokenizer: Tokenizer, prompt: str, **settings: Any) -> str: ...
+def generate(
+    model: LanguageModel, tokenizer: Tokenizer, prompt: str | Sequence[Spoken], **settings: Any
+) -> str: ...
 @overload
 def generate(
-    model: LanguageModel, tokenizer: Tokenizer, prompt: Sequence[str], **settings: Any
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompt: Sequence[str] | Sequence[Sequence[Spoken]],
+    **settings: Any,
 ) -> list[str]: ...
 def generate(
-    model: LanguageModel, tokenizer: Tokenizer, prompt: str | Sequence[str], **settings: Any
+    model: LanguageModel, tokenizer: Tokenizer, prompt: Any, **settings: Any
 ) -> str | list[str]:
-    """Continue a text and return what is new; a list of prompts gives a list of texts.
+    """Continue a text, or answer messages, and return what is new.
 
-    `settings` are the fields of `Sampling`: `max_new_tokens`, `temperature` (0 takes the
+    Messages are a list such as `[{"role": "user", "content": "…"}]` and go through the model's
+    chat template; a text is continued as it stands. A list of texts, or of lists of messages, gives
+    a list. `settings` are the fields of `Sampling`: `max_new_tokens`, `temperature` (0 takes the
     likeliest token), `top_p`, `top_k`, `min_p`, `seed`, `stop`, …; those not given come from the
-    model's own recommendation. Raises UsageError for an unknown setting, or a prompt longer than
-    the model's context.
+    model's own recommendation. Raises UsageError for an unknown setting, for messages that are
+    none or without a template, or a prompt longer than the model's context.
     """
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    if not all(isinstance(text, str) for text in prompts):
-        what = "a prompt must be text; messages need a chat template, which comes later"
-        raise UsageError(what, place="prompt", fix="give a string or a list of strings")
+    prompts, single = _prompts(prompt)
     chosen, ends = sampling(model, **settings), end_ids(model, tokenizer)
+    if not all(isinstance(each, str) for each in prompts):
+        renderer = chat_renderer(tokenizer)
+        prompts = [
+            prompt_of(renderer, each, place="" if single else f"prompt {number}: ")
+            for number, each in enumerate(prompts)
+        ]
+        ends |= turn_ends(renderer)
     answers = continue_prompts(model, tokenizer, prompts, chosen, end_ids=ends)
     texts = [answer.text for answer in answers]
-    return texts[0] if isinstance(prompt, str) else texts
+    return texts[0] if single else texts
+
+
+def _prompts(prompt: Any) -> tuple[list[Any], bool]:
+    """The prompts, all texts or all messages, and whether it was one alone."""
+    if isinstance(prompt, str):
+        return [prompt], True
+    if isinstance(prompt, Mapping) or not isinstance(prompt, Sequence):
+        what = f"expected a text or a list of messages, got {type(prompt).__name__}"
+        raise UsageError(what, place="prompt", fix="give a text, or messages in a list")
+    if any(isinstance(part, Mapping) for part in prompt):
+        return [prompt], True
+    if len({isinstance(each, str) for each in prompt}) > 1:
+        fix = "give a list of one kind"
+        raise UsageError("texts and messages are mixed", place="prompt", fix=fix)
+    return list(prompt), False
+
+
+def chat_renderer(tokenizer: Tokenizer, *, place: object = "prompt") -> Renderer:
+    """What makes prompts of messages. Raises UsageError where the model has no chat template."""
+    if tokenizer.template is None:
+        what = "messages need a chat template, and the model has none"
+        raise UsageError(what, place=place, fix="give a text to go on from")
+    return Renderer(tokenizer)
+
+
+def prompt_of(renderer: Renderer, messages: Any, *, place: str = "") -> list[int]:
+    """Ids of messages, as JSON has them, up to where the assistant has to go on.
+
+    Raises UsageError for what is no list of messages, and for what the template refuses.
+    """
+    try:
+        return renderer.prompt(to_be_answered(parse_messages(messages)))
+    except Flaw as flaw:
+        where = f"{place}{flaw.key or 'chat template'}"
+        raise UsageError(flaw.reason, place=where, fix=flaw.fix or "correct it") from flaw
+
+
+def turn_ends(renderer: Renderer) -> frozenset[int]:
+    """The tokens by which the template ends an answer, whatever the model's files say.
+
+    None where the template does not take the plainest of conversations.
+    """
+    messages = (Message("user", "Hello"), Message("assistant", "Hello"))
+    try:
+        samples = renderer.samples(Conversation(messages))
+    except (Flaw, ModelError):
+        return frozenset()
+    return frozenset(end for sample in samples for end in sample.end_ids)
 
 
 def sampling(model: LanguageModel, **settings: Any) -> Sampling:

@@ -37,6 +37,18 @@ app = typer.Typer(
 # click's base of usage mistakes, wherever this version of typer keeps it
 Mistake = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 ENVIRONMENT = ("STEMMA_HOME", "STEMMA_DEBUG")
+LONG_ANSWER = 1024  # tokens of an answer in a conversation, where nothing is said
+Model = Annotated[str, typer.Argument(help="A run, stage, model folder, GGUF file or asset.")]
+System = Annotated[str | None, typer.Option(help="A system message, where the template has one.")]
+MaxNewTokens = Annotated[int | None, typer.Option(help="Tokens to write at most.")]
+Temperature = Annotated[float | None, typer.Option(help="0 takes the likeliest.")]
+TopP = Annotated[float | None, typer.Option(help="Share of probability kept.")]
+TopK = Annotated[int | None, typer.Option(help="Candidates kept; 0: all.")]
+MinP = Annotated[float | None, typer.Option(help="Least share of the best.")]
+RepetitionPenalty = Annotated[float | None, typer.Option(help="1: none.")]
+Stop = Annotated[list[str] | None, typer.Option(help="Text to stop before; repeatable.")]
+Seed = Annotated[int | None, typer.Option(help="Same seed, same text.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON value.")]
 
 
@@ -136,60 +148,164 @@ def init(
 
 @app.command()
 def generate(
-    model: Annotated[str, typer.Argument(help="A run, stage, model folder, GGUF file or asset.")],
-    prompt: Annotated[str, typer.Option(help="Text to go on from; - reads standard input.")],
+    model: Model,
+    prompt: Annotated[
+        str | None, typer.Option(help="What to answer or to go on from; - reads standard input.")
+    ] = None,
+    system: System = None,
     raw: Annotated[bool, typer.Option(help="Continue the text as it stands.")] = False,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Tokens to write at most.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Share of probability kept.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Candidates kept; 0: all.")] = None,
-    min_p: Annotated[float | None, typer.Option(help="Least share of the best.")] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(help="1: none.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="Text to stop before; repeatable.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Same seed, same text.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps")] = "auto",
+    prompts: Annotated[
+        Path | None, typer.Option("--input", help="A file of prompts, one JSON object a line.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Where answers to --input go.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace what --output holds.")] = False,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    stop: Stop = None,
+    seed: Seed = None,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Write with a model."""
+    """Write with a model: answer a prompt, continue a text, or answer a file of prompts."""
+    check_purpose(prompt, prompts, output, overwrite)
+    if raw and system is not None:
+        raise UsageError("--raw and --system exclude each other", fix="choose one")
+    given = chosen(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        stop=tuple(stop) if stop else None,
+        seed=seed,
+    )
+    told = None if system is None else utf8_text(system, "--system")
+    if prompts is not None and output is not None:
+        facts = answer_file(model, device, prompts, output, told, raw, overwrite, given)
+        put(facts) if as_json else print(f"{facts['answers']} answers in {printable(output)}")
+    elif prompt is not None:
+        answer_prompt(model, device, prompt_text(prompt), told, raw, given, as_json)
+
+
+def check_purpose(
+    prompt: str | None, prompts: Path | None, output: Path | None, overwrite: bool
+) -> None:
+    """One prompt, or a file of them with a file for the answers. Raises UsageError."""
+    if prompt is not None and prompts is not None:
+        raise UsageError("--prompt and --input exclude each other", fix="choose one")
+    if prompt is None and prompts is None:
+        raise UsageError("nothing to write about", fix="give --prompt TEXT, or --input FILE")
+    if prompts is not None and output is None:
+        raise UsageError("--input has no --output", fix="name a file for the answers")
+    if prompts is None and (output is not None or overwrite):
+        name = "--overwrite" if output is None else "--output"
+        raise UsageError(f"{name} belongs to --input", fix="leave it out, or give --input FILE")
+
+
+def chosen(**given: Any) -> dict[str, Any]:
+    """The settings that were given; the others are the model's own."""
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def loaded(model: str, device: str) -> tuple[Any, Any]:
+    """A model and its tokenizer, without which nothing can be said."""
     from stemma import api
     from stemma.core.device import pick
-    from stemma.infer.generate import generate as write
-    from stemma.infer.generate import stream
 
-    text = prompt_text(prompt)
     network, tokenizer = api.load(model, device=pick(device))
     if tokenizer is None:
         raise UsageError("the model has no tokenizer", place=model, fix="add tokenizer.json")
-    if tokenizer.template is not None and not raw:
-        raise UsageError(
-            "the model has a chat template, which this version cannot apply",
-            place=model,
-            fix="use --raw to continue plain text",
-        )
-    given = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "stop": tuple(stop) if stop else None,
-        "seed": seed,
-    }
-    sampling = api.sampling(network, **{k: v for k, v in given.items() if v is not None})
-    end_ids = api.end_ids(network, tokenizer)
+    return network, tokenizer
+
+
+def answer_prompt(
+    model: str,
+    device: str,
+    text: str,
+    system: str | None,
+    raw: bool,
+    given: dict[str, Any],
+    as_json: bool,
+) -> None:
+    """Answer one prompt by the chat template; go on from it where there is none, or with --raw."""
+    from stemma import api
+    from stemma.infer.generate import generate as write
+    from stemma.infer.generate import stream
+
+    network, tokenizer = loaded(model, device)
+    sampling = api.sampling(network, **given)
+    renderer, end_ids = template_of(model, network, tokenizer, raw=raw, system=system)
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    messages += [{"role": "user", "content": text}]
+    prompt = text if renderer is None else api.prompt_of(renderer, messages)
     if as_json:
-        made = write(network, tokenizer, [text], sampling, end_ids=end_ids)[0]
+        made = write(network, tokenizer, [prompt], sampling, end_ids=end_ids)[0]
         names = ("text", "token_ids", "finish_reason", "prompt_tokens", "completion_tokens", "seed")
         put({name: getattr(made, name) for name in names})
         return
     # a terminal obeys control characters; a file or another program gets the text as it is
     shown = for_terminal if sys.stdout.isatty() else str
-    sys.stdout.write(shown(text))
-    for piece in stream(network, tokenizer, [text], sampling, end_ids=end_ids):
+    sys.stdout.write(shown(text) if renderer is None else "")
+    for piece in stream(network, tokenizer, [prompt], sampling, end_ids=end_ids):
         sys.stdout.write(shown(piece.text))
         sys.stdout.flush()
     print()
+
+
+def template_of(
+    model: str, network: Any, tokenizer: Any, *, raw: bool, system: str | None
+) -> tuple[Any, frozenset[int]]:
+    """The renderer of a model, None where texts are continued, and the tokens that end an answer.
+
+    Raises UsageError for a system message that no template would take.
+    """
+    from stemma import api
+
+    end_ids = api.end_ids(network, tokenizer)
+    if tokenizer.template is not None and not raw:
+        renderer = api.chat_renderer(tokenizer, place=model)
+        return renderer, end_ids | api.turn_ends(renderer)
+    if system is not None:
+        what = "has no chat template, so it takes no system message"
+        raise UsageError(what, place=model, fix="leave --system out")
+    return None, end_ids
+
+
+def answer_file(
+    model: str,
+    device: str,
+    prompts: Path,
+    output: Path,
+    system: str | None,
+    raw: bool,
+    overwrite: bool,
+    given: dict[str, Any],
+) -> dict[str, Any]:
+    """Answer a file of prompts into another; all lines are checked before the first answer."""
+    from stemma import api
+    from stemma.infer import batch
+
+    batch.check_output(prompts, output)
+    asked = batch.read_prompts(prompts)
+    network, tokenizer = loaded(model, device)
+    sampling = api.sampling(network, **given)
+    renderer, end_ids = template_of(model, network, tokenizer, raw=raw, system=system)
+    reader = batch.Reader(tokenizer, renderer, system, network.config.context)
+    jobs = batch.encode_prompts(prompts, asked, reader)
+    writer = batch.Writer(network, tokenizer, sampling, end_ids)
+    with progress.progress("generate", len(jobs)) as update, signals.graceful() as request:
+        kept = batch.write_answers(
+            writer, jobs, output, overwrite=overwrite, request=request, update=update
+        )
+    if kept:
+        whole = "nothing was left to do" if kept == len(jobs) else "went on from there"
+        progress.LOG.info("%s: %d answers were there already; %s", output, kept, whole)
+    return {"output": str(output), "answers": len(jobs), "kept": kept}
 
 
 def for_terminal(text: str) -> str:
@@ -198,21 +314,70 @@ def for_terminal(text: str) -> str:
 
 
 def prompt_text(prompt: str) -> str:
-    """The text to go on from; `-` reads standard input. Raises UsageError where it is no text."""
-    place = "standard input" if prompt == "-" else "--prompt"
+    """The prompt; `-` reads standard input. Raises UsageError where it is no text."""
+    if prompt != "-":
+        return utf8_text(prompt, "--prompt")
     try:
-        text = sys.stdin.read() if prompt == "-" else prompt
-        text.encode()  # undecodable bytes of an argument arrive as lone surrogates
-    except (UnicodeDecodeError, UnicodeEncodeError) as error:
-        decoding = isinstance(error, UnicodeDecodeError)
-        at = f"byte {error.start}" if decoding else f"character {error.start + 1}"
-        raise UsageError(f"not UTF-8 text ({at})", place=place, fix="give UTF-8") from error
+        return utf8_text(sys.stdin.read(), "standard input")
+    except UnicodeDecodeError as error:
+        what = f"not UTF-8 text (byte {error.start})"
+        raise UsageError(what, place="standard input", fix="give UTF-8") from error
+
+
+def utf8_text(text: str, place: str) -> str:
+    """A text if it is one: undecodable bytes of an argument arrive as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        what = f"not UTF-8 text (character {error.start + 1})"
+        raise UsageError(what, place=place, fix="give UTF-8") from error
     return text
 
 
 @app.command()
+def chat(
+    model: Model,
+    system: System = None,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    stop: Stop = None,
+    seed: Seed = None,
+    device: Device = "auto",
+) -> int:
+    """Talk with a model; /help says what can be typed."""
+    from stemma import api, terminal
+    from stemma.infer.chat import Chat
+
+    given = chosen(
+        max_new_tokens=LONG_ANSWER if max_new_tokens is None else max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        stop=tuple(stop) if stop else None,
+        seed=seed,
+    )
+    told = None if system is None else utf8_text(system, "--system")
+    network, tokenizer = loaded(model, device)
+    if tokenizer.template is None:
+        fix = "use `stemma generate --raw` to continue a text"
+        raise UsageError("has no chat template", place=model, fix=fix)
+    sampling = api.sampling(network, **given)
+    renderer, end_ids = template_of(model, network, tokenizer, raw=False, system=told)
+    talk = Chat(network, tokenizer, renderer.prompt, sampling, end_ids=end_ids)
+    if told is not None:
+        talk.instruct(told)
+    return terminal.talk(talk, f"{model}: context {network.config.context:,} tokens; /help, /quit")
+
+
+@app.command()
 def info(
-    model: Annotated[str, typer.Argument(help="A run, stage, model folder, GGUF file or asset.")],
+    model: Model,
     as_json: Json = False,
 ) -> None:
     """Say what a model is: parameters, bytes, context, template, licence."""

@@ -1,11 +1,12 @@
 """Packing: nothing cropped, nothing twice, each piece a true slice of its document."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stemma.data.batches import IGNORED, Order, build_batch
-from stemma.data.packing import plan_packing, read_plan, write_plan
+from stemma.data.packing import plan_packing, plan_whole, read_plan, write_plan
 from stemma.data.store import TokenStore
 
 LENGTHS = st.lists(st.integers(2, 40), min_size=1, max_size=30)
@@ -82,3 +83,28 @@ def test_batches_are_a_pure_function_of_the_step():
     again = np.concatenate([order.samples(step) for step in reversed(range(5))][::-1])
     np.testing.assert_array_equal(seen, again)
     assert len(set(seen[: plan.num_samples])) == plan.num_samples
+
+
+@given(lengths=LENGTHS, spare=st.integers(0, 30))
+def test_whole_documents_are_each_in_one_sample_and_uncut(lengths, spare):
+    store = store_of(lengths)
+    context = max(lengths) - 1 + spare
+    plan = plan_whole(store.offsets, context)
+    assert sorted(plan.document) == list(range(len(lengths)))
+    assert (plan.start == 0).all()
+    assert (plan.length == np.diff(store.offsets)[plan.document] - 1).all()
+    filled = np.add.reduceat(plan.length, plan.first_piece[:-1])
+    assert filled.max() <= context and plan.first_piece[-1] == len(lengths)
+
+
+@given(lengths=LENGTHS)
+def test_no_two_samples_of_whole_documents_would_fit_into_one(lengths):
+    store = store_of(lengths)
+    plan = plan_whole(store.offsets, max(lengths) - 1)
+    filled = sorted(np.add.reduceat(plan.length, plan.first_piece[:-1]))
+    assert len(filled) == 1 or filled[0] + filled[1] > plan.context
+
+
+def test_document_longer_than_a_sample_is_refused():
+    with pytest.raises(ValueError, match="9 pairs does not fit 8"):
+        plan_whole(np.array([0, 10]), 8)

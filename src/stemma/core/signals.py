@@ -33,6 +33,7 @@ class StopNow(BaseException):
 
     def __init__(self, number: int) -> None:
         super().__init__("stopped by a signal")
+        self.number = number
         self.exit_code = 130 if number == signal.SIGINT else StoppedError.exit_code
 
 

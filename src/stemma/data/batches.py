@@ -51,7 +51,11 @@ class Batch:
 
 
 def build_batch(store: TokenStore, plan: Plan, samples_B: Integers, *, padding: int = 0) -> Batch:
-    """Fill rows from the plan's pieces. Places without a pair get `padding` and do not count."""
+    """Fill rows from the plan's pieces. Places without a pair get `padding` and do not count.
+
+    What is padding is told by the lengths of the pieces and never by an id: in many chat models the
+    padding token also ends a turn.
+    """
     shape = (len(samples_B), plan.context)
     tokens, targets = np.full(shape, padding, np.int64), np.full(shape, IGNORED, np.int64)
     positions, documents = np.zeros(shape, np.int64), np.full(shape, -1, np.int64)
@@ -62,9 +66,10 @@ def build_batch(store: TokenStore, plan: Plan, samples_B: Integers, *, padding: 
         place = 0
         for piece in range(first, last):
             start, length = plan.start[piece], int(plan.length[piece])
-            ids = store.document(plan.document[piece])[start : start + length + 1]
+            document, stop = int(plan.document[piece]), start + length
             cut = slice(place, place + length)
-            tokens[row, cut], targets[row, cut] = ids[:-1], ids[1:]
+            tokens[row, cut] = store.document(document)[start:stop]
+            targets[row, cut] = store.targets(document, start + 1, stop + 1, ignored=IGNORED)
             positions[row, cut], documents[row, cut] = np.arange(length), piece - first
             place += length
     if several:

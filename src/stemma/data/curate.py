@@ -239,10 +239,12 @@ def _line(entry: dict[str, Any]) -> bytes:
     return json.dumps(ordered, ensure_ascii=False).encode() + b"\n"
 
 
-def read_jsonl_documents(path: Path) -> Iterator[dict[str, Any]]:
+def read_jsonl_documents(
+    path: Path, *, fix: str = "run the corpus stage again"
+) -> Iterator[dict[str, Any]]:
     """The lines that `curate` wrote, as dictionaries.
 
-    Raises DataError for a file that is missing or was damaged since.
+    Raises DataError, with this way out, for a file that is missing or was damaged since.
     """
     number = 0
     try:
@@ -251,9 +253,9 @@ def read_jsonl_documents(path: Path) -> Iterator[dict[str, Any]]:
                 number += 1
                 yield json.loads(line)
     except FileNotFoundError as error:
-        raise DataError("does not exist", place=path, fix="run the corpus stage again") from error
+        raise DataError("does not exist", place=path, fix=fix) from error
     except ValueError as error:
-        what, fix = f"is damaged ({error})", "run the corpus stage again"
+        what = f"is damaged ({error})"
         raise DataError(what, place=f"{path}:{number}", fix=fix) from error
     except OSError as error:
         raise resource_error(error, path) from error

@@ -129,20 +129,40 @@ def read_documents(
     for path in files:
         yield from reading.documents(path, source_name(path, root))
     if reading.total == 0:
-        names = ", ".join(source_name(path, root) for path in files[:3]) or "an empty list"
-        what = f"no documents in {names}{', …' if len(files) > 3 else ''}"
-        if reading.rejected:
-            what += f" ({reading.rejected} rejects, first: {reading.first_fault})"
-        raise DataError(what, fix="look at the files, or name others")
+        raise reading.faults.nothing("documents", [source_name(path, root) for path in files])
+
+
+class Faults:
+    """What a fault means by the option `bad_lines`: an error, or a reject that is counted."""
+
+    def __init__(self, bad_lines: BadLines, on_reject: Callable[[Reject], None]) -> None:
+        self.bad_lines, self.on_reject = bad_lines, on_reject
+        self.count, self.first = 0, ""  # rejects, and the message of the first
+
+    def take(self, flaw: Flaw, source: str, reason: str) -> None:
+        """Raise DataError at the place of a flaw, or hand it on as a reject and come back."""
+        place = flaw.place(source)
+        if self.bad_lines == "error":
+            raise DataError(reason, place=place, fix=_way_out(flaw)) from flaw
+        self.count += 1
+        self.first = self.first or f"{place}: {reason}"
+        self.on_reject(Reject(source, flaw.line, printable(reason), flaw.column, flaw.byte))
+
+    def nothing(self, what: str, sources: Sequence[str]) -> DataError:
+        """The error for files in which nothing could be read; `what` was looked for."""
+        names = ", ".join(sources[:3]) or "an empty list"
+        said = f"no {what} in {names}{', …' if len(sources) > 3 else ''}"
+        if self.count:
+            said += f" ({self.count} rejects, first: {self.first})"
+        return DataError(said, fix="look at the files, or name others")
 
 
 class _Reading:
     """The state of one pass over many files: the policy, the counts, and the last good schema."""
 
     def __init__(self, options: ReadOptions, on_reject: Callable[[Reject], None]) -> None:
-        self.options, self.on_reject = options, on_reject
-        self.total = self.rejected = 0
-        self.first_fault = self.has_key = ""  # a message; the first file with the text key
+        self.options, self.faults = options, Faults(options.bad_lines, on_reject)
+        self.total, self.has_key = 0, ""  # documents; the first file with the text key
         self.parser = LineParser(options.text_key, options.max_document_bytes)
         self.warned = False
 
@@ -178,14 +198,14 @@ class _Reading:
             return
         blocks = read_blocks(path, form.compression, max_expansion=expansion, name=source)
         if form.kind == "text":
-            yield None, _whole_text(as_utf8(blocks), limit, size_on_disk(path))
+            yield None, whole_text(as_utf8(blocks), limit, size_on_disk(path))
             return
         unsure = form.kind == "json"
         for number, line in split_lines(as_utf8(blocks), limit + LINE_SLACK):
             if line is not None and not line.strip():
                 continue
             if unsure:
-                _require_lines(line, self.parser)
+                require_lines(line, self.parser)
                 unsure = False
             yield number, self._line(number, line, source)
 
@@ -204,18 +224,13 @@ class _Reading:
         return text
 
     def _fault(self, flaw: Flaw, source: str, good: int, bad: int) -> None:
-        """One fault: an error, or a reject, by the option `bad_lines`."""
+        """One fault, with what the other lines and files tell about it."""
         reason = flaw.reason
         if flaw.missing_key and good + bad == 0 and self.has_key:
             reason = f"{reason}, unlike {self.has_key}"
         if flaw.ends_file and good:
             reason = f"{reason} after {good} documents"
-        place = flaw.place(source)
-        if self.options.bad_lines == "error":
-            raise DataError(reason, place=place, fix=_way_out(flaw)) from flaw
-        self.rejected += 1
-        self.first_fault = self.first_fault or f"{place}: {reason}"
-        self.on_reject(Reject(source, flaw.line, printable(reason), flaw.column, flaw.byte))
+        self.faults.take(flaw, source, reason)
 
 
 def _way_out(flaw: Flaw) -> str:
@@ -223,7 +238,7 @@ def _way_out(flaw: Flaw) -> str:
     return f"{flaw.fix or 'repair it'}, or set bad_lines: skip {rest}"
 
 
-def _whole_text(blocks: Iterator[bytes], limit: int, size: int) -> str:
+def whole_text(blocks: Iterator[bytes], limit: int, size: int) -> str:
     """A whole file as one text. Raises Flaw above `limit` bytes and at the first invalid byte."""
     data = bytearray()
     for block in blocks:
@@ -240,7 +255,7 @@ def _whole_text(blocks: Iterator[bytes], limit: int, size: int) -> str:
         raise Flaw(what, line=line, byte=error.start - start, fix=fix) from error
 
 
-def _require_lines(line: bytes | None, parser: LineParser) -> None:
+def require_lines(line: bytes | None, parser: LineParser) -> None:
     """Refuse a .json file that is not JSON Lines: its first line must be a whole object."""
     try:
         value: Any = parser.parse(line) if line is not None else None

@@ -8,7 +8,8 @@ surrogates are refused here; of repeated keys the last one counts, with one warn
 
 import json
 import math
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from stemma.core.errors import closest, printable
@@ -113,16 +114,17 @@ class LineParser:
     def parse(self, line: bytes) -> Any:
         """The JSON value of a line. Raises Flaw."""
         try:
-            return self._decoder.decode(line.decode())
+            text = line.decode()
         except UnicodeDecodeError as error:
             what = f"invalid UTF-8 (byte 0x{line[error.start]:02x})"
             raise Flaw(what, byte=error.start) from error
-        except json.JSONDecodeError as error:
-            raise Flaw(f"not JSON: {error.msg}", column=error.pos + 1) from error
-        except RecursionError as error:
-            raise Flaw("nested too deep") from error
-        except ValueError as error:  # an integer of thousands of digits
-            raise Flaw(f"not readable as JSON: {error}") from error
+        with _as_flaws():
+            return self._decoder.decode(text)
+
+    def parse_at(self, text: str, place: int) -> tuple[Any, int]:
+        """The JSON value that begins at a character of a text, and where it ends. Raises Flaw."""
+        with _as_flaws():
+            return self._decoder.raw_decode(text, place)
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -133,6 +135,20 @@ class LineParser:
             keys = [key for key, _ in pairs]
             self.repeated = next(key for key in keys if keys.count(key) > 1)
         return found
+
+
+@contextmanager
+def _as_flaws() -> Iterator[None]:
+    """Turn what the decoder raises into flaws; a line is told where it is not the first."""
+    try:
+        yield
+    except json.JSONDecodeError as error:
+        line = error.lineno if error.lineno > 1 else None
+        raise Flaw(f"not JSON: {error.msg}", line=line, column=error.colno) from error
+    except RecursionError as error:
+        raise Flaw("nested too deep") from error
+    except ValueError as error:  # an integer of thousands of digits
+        raise Flaw(f"not readable as JSON: {error}") from error
 
 
 def _finite(digits: str) -> Any:

@@ -1,13 +1,15 @@
 """The packing plan: which slices of which documents make up each sample, written down in full.
 
-A sample has `context` places. Documents are laid end to end and cut every `context` places, so
-nothing is cropped and only the very last sample is padded. A place is a pair (token, next token);
+A sample has `context` places. Documents of text are laid end to end and cut every `context`
+places, so nothing is cropped and only the very last sample is padded; conversations stay whole,
+because half an answer without its question teaches nothing. A place is a pair (token, next token);
 a document of n stored tokens has n - 1 pairs. Where a sample holds several pieces, each piece
 restarts its positions and sees only itself, so a packed document trains as if it stood alone.
 
 The plan is data (three integers a piece), not code to be rerun: a resumed run reads the same one.
 """
 
+from bisect import bisect_left, insort
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +71,51 @@ def plan_packing(offsets: Integers, context: int) -> Plan:
         document=document.astype(np.int64),
         start=(left - begins[document]).astype(np.int64),
         length=np.diff(cuts).astype(np.int64),
+        first_piece=np.concatenate(([0], np.cumsum(counts))).astype(np.int64),
+    )
+
+
+def plan_whole(offsets: Integers, context: int) -> Plan:
+    """Put whole documents into samples, each where it leaves the least room; none is ever cut.
+
+    Longest first (best-fit decreasing: Johnson, 1973), equal ones in their order. Raises ValueError
+    for a document of more than `context` pairs.
+
+    >>> plan = plan_whole(np.array([0, 4, 8, 10]), context=4)  # documents of 3, 3 and 1 pairs
+    >>> plan.document, plan.first_piece
+    (array([0, 2, 1]), array([0, 2, 3]))
+    """
+    lengths = np.diff(offsets) - 1
+    if lengths.max() > context:
+        raise ValueError(f"a document of {lengths.max()} pairs does not fit {context} places")
+    samples: list[list[int]] = []
+    rooms: list[int] = []  # the rooms that some sample has left, in order
+    with_room: dict[int, list[int]] = {}
+    for document in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[document])
+        place = bisect_left(rooms, length)
+        if place < len(rooms):
+            room = rooms[place]
+            sample = with_room[room].pop(0)
+            if not with_room[room]:
+                del with_room[room]
+                rooms.pop(place)
+        else:
+            room, sample = context, len(samples)
+            samples.append([])
+        samples[sample].append(document)
+        left = room - length
+        if left not in with_room:
+            with_room[left] = []
+            insort(rooms, left)
+        with_room[left].append(sample)
+    order = np.array([document for sample in samples for document in sample], dtype=np.int64)
+    counts = [len(sample) for sample in samples]
+    return Plan(
+        context=context,
+        document=order,
+        start=np.zeros(len(order), dtype=np.int64),
+        length=lengths[order].astype(np.int64),
         first_piece=np.concatenate(([0], np.cumsum(counts))).astype(np.int64),
     )
 

@@ -1,13 +1,14 @@
-"""Parquet: the one text column of a table, a few rows at a time.
+"""Parquet: the text column of a table, or some columns as objects, a few rows at a time.
 
-Only the text column is read, in small batches, so memory follows the size of a row group's
+Only the wanted columns are read, in small batches, so memory follows the size of a row group's
 pages and not of the file. Values are checked as bytes: the format says UTF-8, but neither
 writers nor pyarrow enforce it. The footer's sizes are held against the expansion limit before a
 row group is unpacked.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.types as types
 
+from stemma.core.errors import printable
 from stemma.data.flaws import Flaw
 from stemma.data.jsonl import missing_key, too_long
 from stemma.data.streams import HARMLESS, open_unchanged, sniff
@@ -29,23 +31,75 @@ def read_rows(
 
     Raises Flaw where the file is no Parquet, is damaged, or has no such text column.
     """
+    row = 0
+    with closing(_batches(path, _the_text_column(text_key), max_expansion, name)) as batches:
+        for batch in batches:
+            for value in _as_bytes(batch.column(0)):
+                row += 1
+                yield row, _text(value, text_key, row, limit)
+
+
+def read_objects(
+    path: Path, columns: Collection[str], *, max_expansion: int, name: str
+) -> Iterator[tuple[int, dict[str, Any] | Flaw]]:
+    """Row number (from 1) and values of every row, those of the named columns that exist.
+
+    Raises Flaw where the file is no Parquet, is damaged, or has none of the columns.
+    """
+    row = 0
+    with closing(_batches(path, _some_columns(columns), max_expansion, name)) as batches:
+        for batch in batches:
+            for index in range(batch.num_rows):
+                row += 1
+                yield row, _object(batch, index, row)
+
+
+def _batches(
+    path: Path, choose: Callable[[pa.Schema], list[str]], max_expansion: int, name: str
+) -> Generator[pa.RecordBatch]:
+    """The chosen columns of a table, `ROWS` rows at a time."""
     with open_unchanged(path, name) as file:
         _check_ends(file)
-        row = 0
         try:
             table = pq.ParquetFile(file)
-            _check_column(table.schema_arrow, text_key)
+            columns = choose(table.schema_arrow)
             for group in range(table.num_row_groups):
-                _check_expansion(table.metadata.row_group(group), text_key, max_expansion)
-                batches = table.iter_batches(ROWS, row_groups=[group], columns=[text_key])
-                for batch in batches:
-                    for value in _as_bytes(batch.column(0)):
-                        row += 1
-                        yield row, _text(value, text_key, row, limit)
+                _check_expansion(table.metadata.row_group(group), columns, max_expansion)
+                yield from table.iter_batches(ROWS, row_groups=[group], columns=columns)
         except (pa.ArrowException, OSError) as error:
             if getattr(error, "errno", None) is not None:
                 raise
             raise _damaged(str(error)) from error
+
+
+def _the_text_column(text_key: str) -> Callable[[pa.Schema], list[str]]:
+    def choose(schema: pa.Schema) -> list[str]:
+        _check_column(schema, text_key)
+        return [text_key]
+
+    return choose
+
+
+def _some_columns(wanted: Collection[str]) -> Callable[[pa.Schema], list[str]]:
+    def choose(schema: pa.Schema) -> list[str]:
+        found = [name for name in schema.names if name in wanted]
+        if not found:
+            columns = ", ".join(schema.names[:8])
+            raise Flaw(
+                f"no column of a known format (columns: {columns or 'none'})",
+                fix=f"known columns: {', '.join(sorted(wanted))}",
+                ends_file=True,
+            )
+        return found
+
+    return choose
+
+
+def _object(batch: pa.RecordBatch, index: int, row: int) -> dict[str, Any] | Flaw:
+    try:
+        return {name: batch.column(name)[index].as_py() for name in batch.schema.names}
+    except ValueError as error:  # strings that are no UTF-8, dates that Python cannot hold
+        return Flaw(f"is not readable: {printable(error)[:80]}", line=row)
 
 
 def _check_ends(file: BinaryIO) -> None:
@@ -94,11 +148,12 @@ def _is_text(kind: pa.DataType) -> bool:
     )
 
 
-def _check_expansion(group: Any, text_key: str, max_expansion: int) -> None:
+def _check_expansion(group: Any, columns: Collection[str], max_expansion: int) -> None:
     for index in range(group.num_columns):
         column = group.column(index)
         unpacked, packed = column.total_uncompressed_size, column.total_compressed_size
-        if column.path_in_schema == text_key and unpacked > max(HARMLESS, max_expansion * packed):
+        wanted = column.path_in_schema.split(".")[0] in columns or column.path_in_schema in columns
+        if wanted and unpacked > max(HARMLESS, max_expansion * packed):
             what = f"unpacks to more than {max_expansion} times its size ({packed} to {unpacked})"
             raise Flaw(what, fix="raise max_expansion if you trust the file", ends_file=True)
 

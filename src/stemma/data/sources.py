@@ -13,7 +13,7 @@ import logging
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Literal
@@ -23,10 +23,10 @@ from stemma.core.files import resource_error
 
 log = logging.getLogger("stemma")
 
-Kind = Literal["text", "jsonl", "json", "parquet"]
+Kind = Literal["text", "jsonl", "json", "parquet", "yaml"]
 Compression = Literal["none", "gzip", "zstd"]
 
-KINDS: dict[str, Kind] = {
+KINDS: dict[str, Kind] = {  # of documents; other tables stand where other things are read
     ".txt": "text",
     ".text": "text",
     ".md": "text",
@@ -38,8 +38,6 @@ KINDS: dict[str, Kind] = {
     ".parquet": "parquet",
 }
 COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd"}
-ENDINGS = "known endings: .txt .text .md .markdown .rst .jsonl .ndjson (also .gz, .zst), .parquet"
-
 
 MANY = 2000  # names of a folder that are compared with a missing one
 
@@ -52,13 +50,22 @@ class Format:
     compression: Compression = "none"
 
 
-def format_of(path: PurePath) -> Format | None:
+def endings(kinds: Mapping[str, Kind] = KINDS) -> str:
+    """The endings of a table in words, for messages; a .json file has to be asked for."""
+    packed = " ".join(name for name, kind in kinds.items() if kind not in ("json", "parquet"))
+    return f"known endings: {packed} (also .gz, .zst), .parquet"
+
+
+ENDINGS = endings()
+
+
+def format_of(path: PurePath, kinds: Mapping[str, Kind] = KINDS) -> Format | None:
     """The format that a name promises, or None: "a.jsonl.gz" -> Format("jsonl", "gzip")."""
     ending = path.suffix.lower()
     compression = COMPRESSIONS.get(ending, "none")
     if compression != "none":
         ending = PurePath(path.stem).suffix.lower()
-    kind = KINDS.get(ending)
+    kind = kinds.get(ending)
     if kind is None or (kind == "parquet" and compression != "none"):
         return None
     return Format(kind, compression)
@@ -75,8 +82,9 @@ def source_name(path: Path, root: Path) -> str:
 
 @dataclass
 class _Notes:
-    """What was passed over on the way, for one warning of each sort at the end."""
+    """The endings looked for; and what was passed over, for one warning of each sort at the end."""
 
+    kinds: Mapping[str, Kind] = field(default_factory=lambda: KINDS)
     endings: Counter[str] = field(default_factory=Counter)
     links: list[Path] = field(default_factory=list)
     special: list[Path] = field(default_factory=list)
@@ -102,17 +110,17 @@ class _Notes:
                 log.warning(what, len(paths), source_name(min(paths), root))
 
 
-def find_files(inputs: Sequence[str], root: Path) -> list[Path]:
+def find_files(inputs: Sequence[str], root: Path, kinds: Mapping[str, Kind] = KINDS) -> list[Path]:
     """All files that `inputs` name, each once, sorted by name; relative inputs start at `root`.
 
     An input is a file, a folder, or a glob (`*`, `?`, `[]`, `**`). An existing path wins over
-    its reading as a glob.
+    its reading as a glob. Files whose endings are not in `kinds` are none.
 
     Raises UsageError for an input that does not exist, matches nothing or is not a regular
     file, DataError where the inputs exist but hold no readable file, and ResourceError for a
     folder that may not be read.
     """
-    notes = _Notes()
+    notes = _Notes(kinds)
     found: dict[tuple[int, int], Path] = {}
     for text in inputs:
         try:
@@ -126,7 +134,7 @@ def find_files(inputs: Sequence[str], root: Path) -> list[Path]:
         what = f"no documents in {', '.join(inputs[:3]) or 'an empty list of inputs'}"
         if notes.endings:
             what += f" ({notes.endings.total()} other files: {notes.other_endings()})"
-        raise DataError(what, fix=ENDINGS)
+        raise DataError(what, fix=endings(kinds))
     return sorted(found.values(), key=lambda path: source_name(path, root))
 
 
@@ -149,8 +157,8 @@ def _files_of(text: str, root: Path, notes: _Notes) -> list[Path]:
     if stat.S_ISDIR(status.st_mode):
         return _walk(path, notes)
     require_regular(path, text)
-    if format_of(path) is None:
-        raise UsageError(f"unknown ending {path.suffix!r}", place=text, fix=ENDINGS)
+    if format_of(path, notes.kinds) is None:
+        raise UsageError(f"unknown ending {path.suffix!r}", place=text, fix=endings(notes.kinds))
     return [path]
 
 
@@ -198,7 +206,7 @@ def _matches(text: str, root: Path, notes: _Notes) -> list[Path]:
             files += [] if path.is_symlink() else _walk(path, notes)
         elif not path.is_file():
             notes.special.append(path)
-        elif format_of(path) is None:
+        elif format_of(path, notes.kinds) is None:
             notes.skip(path)
         else:
             files.append(path)
@@ -231,7 +239,7 @@ def _sort_entry(
         notes.links.append(path)
     elif not path.is_file():
         notes.special.append(path)
-    elif (form := format_of(path)) is None or form.kind == "json":
+    elif (form := format_of(path, notes.kinds)) is None or form.kind == "json":
         notes.skip(path)
     else:
         (links if linked else files).append(path)

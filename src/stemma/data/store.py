@@ -1,13 +1,15 @@
 """The token store: all documents of a split as one memory-mapped row of token ids.
 
-Every document stands as `bos, text, eos`, so each of its text tokens is predicted from something
-and its end is learned. `tokens.bin` holds the ids (2 bytes each where the vocabulary allows, else
-4), `index.safetensors` the offset of every document and its size in bytes of text, `store.json`
-what both must agree with.
+Every document of plain text stands as `bos, text, eos`, so each of its text tokens is predicted
+from something and its end is learned. A conversation stands as its template renders it, with one
+flag a token: whether it is a target that counts. `tokens.bin` holds the ids (2 bytes each where
+the vocabulary allows, else 4), `counted.bin` the flags where there are any, `index.safetensors`
+the offset of every document and its size in bytes of text, `store.json` what all must agree with.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,22 +19,36 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
 from stemma.core.errors import DataError, ModelError
-from stemma.core.files import atomic_file, sha256_file, write_json
+from stemma.core.files import atomic_file, sha256_file, sha256_json, write_json
 from stemma.data.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
+COUNTED = "counted.bin"
 BATCH = 64  # documents encoded at once, at most
 BATCH_CHARACTERS = 8 << 20  # and their text: long documents are encoded by fewer, or alone
 
 
 @dataclass(frozen=True)
+class Row:
+    """One document on its way into a store; `counted` has a flag a token, or is None: all count."""
+
+    ids: Sequence[int]
+    text_bytes: int
+    counted: Sequence[bool] | None = None
+
+
+@dataclass(frozen=True)
 class TokenStore:
-    """An open store. `offsets` has one entry more than there are documents."""
+    """An open store. `offsets` has one entry more than there are documents.
+
+    `counted` says for every token whether it is a target that counts; None where all are.
+    """
 
     tokens: NDArray[Any]
     offsets: NDArray[np.int64]
     text_bytes: NDArray[np.int64]
     about: dict[str, Any]
+    counted: NDArray[np.bool_] | None = None
 
     @property
     def num_documents(self) -> int:
@@ -41,12 +57,22 @@ class TokenStore:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the token ids: what a resumed run must find unchanged."""
-        return str(self.about["sha256"])
+        """sha256 of the token ids and flags: what a resumed run must find unchanged."""
+        if self.counted is None:
+            return str(self.about["sha256"])
+        return sha256_json([self.about["sha256"], self.about["counted_sha256"]])
 
     def document(self, index: int) -> NDArray[Any]:
         """Ids of one document, its bos and eos included, as a view of the file."""
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+
+    def targets(self, index: int, start: int, stop: int, *, ignored: int) -> NDArray[np.int64]:
+        """Tokens `start` to `stop` of a document as targets, those that do not count `ignored`."""
+        cut = slice(self.offsets[index] + start, self.offsets[index] + stop)
+        found = self.tokens[cut].astype(np.int64)
+        if self.counted is not None:
+            found[~self.counted[cut]] = ignored
+        return found
 
 
 def batched(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -63,6 +89,20 @@ def batched(texts: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
+def text_rows(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[Row]:
+    """Documents of plain text as rows; raises ModelError for a tokenizer without an end of text."""
+    end = tokenizer.eos_id
+    begin = tokenizer.bos_id if tokenizer.bos_id is not None else end
+    if begin is None or end is None:
+        raise ModelError(
+            "the tokenizer has no end-of-text token",
+            fix="set eos_token in tokenizer_config.json",
+        )
+    for batch in batched(texts):
+        for text, ids in zip(batch, tokenizer.encode_batch(batch), strict=True):
+            yield Row([begin, *ids, end], len(text.encode()))
+
+
 def write_store(folder: Path, texts: Iterable[str], tokenizer: Tokenizer) -> TokenStore:
     """Encode texts into a new store, streaming.
 
@@ -71,23 +111,33 @@ def write_store(folder: Path, texts: Iterable[str], tokenizer: Tokenizer) -> Tok
 
     Raises ModelError for a tokenizer without an end-of-text token, DataError for no documents.
     """
-    end = tokenizer.eos_id
-    begin = tokenizer.bos_id if tokenizer.bos_id is not None else end
-    if begin is None or end is None:
-        raise ModelError(
-            "the tokenizer has no end-of-text token",
-            fix="set eos_token in tokenizer_config.json",
-        )
+    return write_rows(folder, text_rows(texts, tokenizer), tokenizer)
+
+
+def write_rows(folder: Path, rows: Iterable[Row], tokenizer: Tokenizer) -> TokenStore:
+    """Write rows into a new store, streaming. All have flags, or none has.
+
+    Raises DataError for no rows.
+    """
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
-    lengths, text_bytes = [], []
-    with atomic_file(folder / "tokens.bin") as file:
-        for batch in batched(texts):
-            for text, ids in zip(batch, tokenizer.encode_batch(batch), strict=True):
-                file.write(np.array([begin, *ids, end], dtype=dtype).tobytes())
-                lengths.append(len(ids) + 2)
-                text_bytes.append(len(text.encode()))
+    lengths, text_bytes, flagged = [], [], 0
+    with ExitStack() as stack:
+        tokens, flags = (
+            stack.enter_context(atomic_file(folder / name)) for name in ("tokens.bin", COUNTED)
+        )
+        for row in rows:
+            tokens.write(np.array(row.ids, dtype=dtype).tobytes())
+            if row.counted is not None:
+                flags.write(np.array(row.counted, dtype=np.bool_).tobytes())
+                flagged += len(row.counted)
+            lengths.append(len(row.ids))
+            text_bytes.append(row.text_bytes)
     if not lengths:
         raise DataError("no documents to store", place=folder, fix="check the corpus stage")
+    if not flagged:
+        (folder / COUNTED).unlink()
+    elif flagged != sum(lengths):
+        raise ValueError(f"{flagged} flags for {sum(lengths)} tokens")
     offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
     index = {"offsets": offsets, "text_bytes": np.array(text_bytes, dtype=np.int64)}
     with atomic_file(folder / "index.safetensors") as file:
@@ -101,9 +151,24 @@ def write_store(folder: Path, texts: Iterable[str], tokenizer: Tokenizer) -> Tok
         "tokenizer": tokenizer.fingerprint,
         "sha256": sha256_file(folder / "tokens.bin"),
         "index_sha256": sha256_file(folder / "index.safetensors"),
+        **({"counted_sha256": sha256_file(folder / COUNTED)} if flagged else {}),
     }
     write_json(folder / "store.json", about)
     return open_store(folder)
+
+
+def in_memory(rows: Iterable[Row]) -> TokenStore:
+    """A store of rows with flags that lies in no file: what is scored once and not kept."""
+    kept = list(rows)
+    offsets = np.concatenate(([0], np.cumsum([len(row.ids) for row in kept]))).astype(np.int64)
+    ids, counted = (
+        np.concatenate([np.zeros(0, dtype), *(np.array(values(row), dtype) for row in kept)])
+        for dtype, values in (
+            (np.int64, lambda row: row.ids),
+            (np.bool_, lambda row: row.counted),
+        )
+    )
+    return TokenStore(ids, offsets, np.array([row.text_bytes for row in kept]), {}, counted)
 
 
 def open_store(folder: Path) -> TokenStore:
@@ -122,13 +187,18 @@ def open_store(folder: Path) -> TokenStore:
         if len(tokens) != about["tokens"]:
             found = f"{about['tokens']} tokens wanted, {len(tokens)} found"
             raise DataError(found, place=folder / "tokens.bin", fix=fix)
-        for name, key in (("tokens.bin", "sha256"), ("index.safetensors", "index_sha256")):
+        files = {"sha256": "tokens.bin", "index_sha256": "index.safetensors"}
+        files |= {"counted_sha256": COUNTED} if "counted_sha256" in about else {}
+        for key, name in files.items():
             if sha256_file(folder / name) != about[key]:
                 what = "the content does not match its sha256"
                 raise DataError(what, place=folder / name, fix=fix)
         index = load_file(folder / "index.safetensors")
+        counted = None
+        if "counted_sha256" in about:
+            counted = np.memmap(folder / COUNTED, dtype=np.bool_, mode="r")
     except (OSError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"not a usable token store ({error})", place=folder, fix=fix) from error
-    return TokenStore(tokens, index["offsets"], index["text_bytes"], about)
+    return TokenStore(tokens, index["offsets"], index["text_bytes"], about, counted)

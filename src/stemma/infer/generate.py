@@ -296,14 +296,14 @@ def _rows(
         end_ids = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
     rows = []
     for index, (prompt, settings) in enumerate(zip(prompts, each, strict=True)):
-        ids = _checked(_ids(tokenizer, prompt), model, index)
+        ids = _checked(prompt_ids(tokenizer, prompt), model, index)
         room = model.config.context - len(ids)
         rows.append(_Row(index, ids, settings, tokenizer, end_ids, room))
     return rows
 
 
-def _ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
-    """Token ids of a prompt, never none."""
+def prompt_ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
+    """Token ids of a prompt, never none, as `stream` says."""
     ids = list(prompt) if not isinstance(prompt, str) else tokenizer.encode(prompt)
     if isinstance(prompt, str) and tokenizer.adds_bos and tokenizer.bos_id is not None:
         ids = [tokenizer.bos_id, *ids]

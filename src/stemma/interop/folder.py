@@ -5,6 +5,7 @@ place and renamed, so it is there whole or not at all. What is written loads in 
 `AutoModelForCausalLM`; what its `save_pretrained` wrote loads here.
 """
 
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -23,7 +24,10 @@ from stemma.interop.foreign_config import read_config, refuse_code, write_config
 from stemma.interop.json_file import read_object, read_words
 from stemma.interop.tables import tables
 from stemma.interop.tensors import read_header, write_tensors
+from stemma.interop.tokenizer_json import build_tokenizer
 from stemma.interop.weights import SINGLE, expected_shapes, listing, map_weights, take, weight_files
+
+log = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
@@ -59,18 +63,14 @@ def read_folder(folder: Path, *, dtype: torch.dtype = torch.float32) -> ForeignM
     folder = Path(folder)
     foreign = read_object(folder / CONFIG)
     family, config = read_config(foreign, folder / CONFIG)
-    tokenizer = read_tokenizer(folder)
-    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-        raise ModelError(
-            f"{tokenizer.vocab_size} token ids, but the embedding of {folder / CONFIG} "
-            f"has {config.vocab_size} rows",
-            place=folder / TOKENIZER,
-            fix="use the tokenizer that belongs to the model",
-        )
+    tokenizer = _fitting_tokenizer(folder, config)
     weights = map_weights(folder)
     table = tables()[family]
     state = take(weights, table=table, config=config, dtype=dtype, place=folder)
     generation = read_generation(folder, foreign)
+    if tokenizer is not None and tokenizer.eos_id is None and not generation.get("eos_token_id"):
+        where = folder / TOKENIZER_CONFIG
+        log.warning("%s names no eos_token: a text ends by its length alone", where)
     return ForeignModel(family, config.model_dump(), state, tokenizer, generation)
 
 
@@ -84,22 +84,38 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
     if not path.exists():
         return None
     config: dict[str, Any] = {}
+    places = dict.fromkeys(SPECIALS, folder / TOKENIZER_CONFIG)
     if (folder / TOKENIZER_CONFIG).exists():
         config = read_object(folder / TOKENIZER_CONFIG)
         refuse_code(config, folder / TOKENIZER_CONFIG)
     if (folder / SPECIAL_MAP).exists():
         words = read_object(folder / SPECIAL_MAP)
-        config |= {key: words[key] for key in SPECIALS if key in words and not config.get(key)}
+        found = {key: words[key] for key in SPECIALS if key in words and not config.get(key)}
+        config |= found
+        places |= dict.fromkeys(found, folder / SPECIAL_MAP)
     if (folder / TEMPLATE).exists():
         config["chat_template"] = read_words(folder / TEMPLATE)
-    return Tokenizer.from_files(read_words(path), config, place=path)
+    return build_tokenizer(path, config, places)
+
+
+def _fitting_tokenizer(folder: Path, config: Any) -> Tokenizer | None:
+    """The tokenizer of a folder, after its ids were found to have rows in the embedding."""
+    tokenizer = read_tokenizer(folder)
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise ModelError(
+            f"{tokenizer.vocab_size} token ids, but the embedding of {folder / CONFIG} "
+            f"has {config.vocab_size} rows",
+            place=folder / TOKENIZER,
+            fix="use the tokenizer that belongs to the model",
+        )
+    return tokenizer
 
 
 def describe(folder: Path) -> dict[str, Any]:
     """Facts about a model folder from its JSON and the headers of its tensor files."""
     folder = Path(folder)
     family, config = read_config(read_object(folder / CONFIG), folder / CONFIG)
-    tokenizer = read_tokenizer(folder)
+    tokenizer = _fitting_tokenizer(folder, config)
     files = weight_files(folder)
     stored = {str(t.dtype)[6:] for path in files for t in read_header(path).values()}
     shapes = expected_shapes(tables()[family], config, folder)

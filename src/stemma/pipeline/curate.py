@@ -1,15 +1,12 @@
 """Stage `curate`: from files to documents, split into training and held-out by whole documents."""
 
-import os
-from collections.abc import Iterator
+from collections.abc import Mapping
 from itertools import islice
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from stemma.core.config import StrictModel
-from stemma.core.errors import DataError
 from stemma.core.files import write_json
 from stemma.core.progress import LOG
 from stemma.data.curate import (
@@ -21,7 +18,6 @@ from stemma.data.curate import (
 )
 from stemma.data.documents import (
     BadLines,
-    Document,
     MaxDocumentBytes,
     MaxExpansion,
     ReadOptions,
@@ -29,7 +25,8 @@ from stemma.data.documents import (
     TextKey,
     read_documents,
 )
-from stemma.pipeline.work import Work
+from stemma.data.sources import KINDS, Kind
+from stemma.pipeline.work import Work, read_groups
 
 VERSION = 1
 NAMED = 20  # held-out sources that the summary names
@@ -40,6 +37,8 @@ class CurateStage(StrictModel):
     """Read documents, drop the empty and the repeated, hold a part out."""
 
     REFERENCES: ClassVar[dict[str, tuple[str, ...]]] = {}
+    FILES: ClassVar[tuple[str, ...]] = ("inputs",)
+    READS: ClassVar[Mapping[str, Kind]] = KINDS
     UNSEEN: ClassVar[frozenset[str]] = frozenset({"minutes"})
 
     kind: Literal["curate"] = Field(description="the kind of stage")
@@ -53,21 +52,7 @@ class CurateStage(StrictModel):
     minutes: float | None = Field(default=None, ge=0, description="budget, printed beforehand")
 
 
-def read_groups(
-    groups: list[tuple[Path, list[Path]]], options: ReadOptions, rejects: RejectFile
-) -> Iterator[Document]:
-    """The documents of all inputs; an error names the file as it is found from where we are."""
-    for root, files in groups:
-        try:
-            yield from read_documents(files, options, rejects, root)
-        except DataError as error:
-            below = root.resolve().is_relative_to(Path.cwd().resolve())
-            place = os.path.join(os.path.relpath(root) if below else root, error.place)
-            place = place.removeprefix("./").rstrip("/")
-            raise DataError(error.what, place=place, fix=error.fix) from error
-
-
-def run(stage: CurateStage, work: Work, groups: list[tuple[Path, list[Path]]]) -> dict[str, Any]:
+def run(stage: CurateStage, work: Work) -> dict[str, Any]:
     """Write train.jsonl, heldout.jsonl, dropped.jsonl, rejects.jsonl and ledger.json."""
     options = ReadOptions(
         text_key=stage.text_key,
@@ -79,7 +64,10 @@ def run(stage: CurateStage, work: Work, groups: list[tuple[Path, list[Path]]]) -
     folder = work.folder
     with RejectFile(folder / "rejects.jsonl") as rejects:
         ledger = curate(
-            read_groups(groups, options, rejects),
+            read_groups(
+                work.files["inputs"],
+                lambda files, root: read_documents(files, options, rejects, root),
+            ),
             chosen,
             folder / "train.jsonl",
             folder / "heldout.jsonl",

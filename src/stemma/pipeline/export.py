@@ -17,7 +17,7 @@ DISK = "check the disk, then run the same command again"
 class ExportStage(StrictModel):
     """Write a model for other programs."""
 
-    REFERENCES: ClassVar[dict[str, tuple[str, ...]]] = {"model": ("pretrain",)}
+    REFERENCES: ClassVar[dict[str, tuple[str, ...]]] = {"model": ("pretrain", "sft")}
     UNSEEN: ClassVar[frozenset[str]] = frozenset({"minutes"})
 
     kind: Literal["export"] = Field(description="the kind of stage")

@@ -1,4 +1,9 @@
-"""`stemma init`: a commented recipe for a folder of someone's own documents, sized to them."""
+"""`stemma init`: a commented recipe for a folder of someone's own documents, sized to them.
+
+Without a model to go on from, a small network is trained from nothing. With one, the recipe is the
+shipped `my-docs` with the person's own names in it: continued pretraining, then fine-tuning where
+there are examples of conversations.
+"""
 
 import json
 import math
@@ -7,10 +12,12 @@ import shlex
 import unicodedata
 from pathlib import Path
 
+from stemma.core import assets
 from stemma.core.errors import UsageError, printable
 from stemma.core.files import atomic_file
 from stemma.data.sources import find_files
 from stemma.data.text_key import likely_text_key
+from stemma.pipeline.recipe import find
 
 BATCH_TOKENS = 512
 PACKED = 4  # times its size a compressed text is taken to hold
@@ -65,21 +72,108 @@ stages:
 """
 
 
-def write_recipe(folder: Path, output: Path | None) -> Path:
+GOING_ON = """\
+# {name}: {model} reads the documents in {shown}
+# Run it:      stemma run {file}
+# Try a value: stemma run {file} base.tokens=20k --dry-run
+# Found when this file was written: {count} files, {megabytes:.2f} MB.
+
+name: {name}            # the run folder is runs/{name}
+seed: 0                 # everything that draws draws from this
+
+stages:
+"""
+
+
+def write_recipe(
+    folder: Path, output: Path | None, *, model: str | None = None, examples: Path | None = None
+) -> Path:
     """Write a recipe for the documents below `folder`; an existing file is kept (UsageError)."""
     if not folder.is_dir():
         if not folder.exists():
             find_files([str(folder)], Path())  # raises the error that knows the nearest name
         raise UsageError("not a folder", place=folder, fix="name the folder of your documents")
+    if examples is not None and not examples.exists():
+        raise UsageError("no such file or folder", place=examples, fix="name your examples")
     files = find_files([str(folder.absolute())], folder.absolute())
     name = recipe_name(folder.resolve().name)
     path = output or Path(f"{name}.yaml")
     if path.exists():
         raise UsageError("the file exists", place=path, fix="remove it, or use --output FILE")
-    text = TEMPLATE.format(**numbers(name, path, folder, files))
+    found = numbers(name, path, folder, files)
+    if model is None:
+        text = TEMPLATE.format(**found)
+        if examples is not None:
+            text = with_chat(text, relative(examples, path.parent), found)
+    else:
+        spoken = model_reference(model, path.parent)
+        text = going_on(found, spoken, examples and relative(examples, path.parent))
     with atomic_file(path, "w") as file:
         file.write(text)
     return path
+
+
+def model_reference(model: str, start: Path) -> str:
+    """A model as a recipe names it: an asset, or a path seen from the recipe."""
+    if Path(model).expanduser().exists():
+        shown = relative(Path(model).expanduser(), start)
+        return shown if "/" in shown else f"./{shown}"
+    assets.find(model)  # raises the error that knows the nearest name
+    return f"asset:{model}"
+
+
+def quoted(text: str) -> str:
+    """A name as YAML writes it: YAML reads JSON's escapes, but not its pairs of surrogates."""
+    return printable(json.dumps(text, ensure_ascii=False))
+
+
+def blocks(recipe: str) -> dict[str, str]:
+    """The stages of a recipe's text by name; "" is what stands before them."""
+    parts = re.split(r"(?m)^(?=  \w+: )", recipe)
+    return {"": parts[0]} | {part.split(":")[0].strip(): part for part in parts[1:]}
+
+
+def going_on(found: dict[str, object], model: str, examples: str | None) -> str:
+    """The recipe `my-docs` with someone's own names; without examples, without its chat stage."""
+    parts = blocks(shipped_text("my-docs"))
+    corpus = parts["corpus"].replace("[docs]", f"[{found['quoted']}]")
+    parts["corpus"] = corpus.replace(
+        "    bad_lines", f"    text_key: {found['text_key']}\n    bad_lines"
+    )
+    for key in ("base", "scores"):
+        parts[key] = parts[key].replace('"asset:smollm2-135m"', quoted(model))
+        parts[key] = parts[key].replace("asset:smollm2-135m", quoted(model))
+    parts["base"] = parts["base"].replace("tokens: 200k", f"tokens: {found['passes']}")
+    if examples is None:
+        del parts["chat"]
+        dropped = ("conversations:", "answers:")
+        lines = parts["scores"].splitlines(keepends=True)
+        parts["scores"] = "".join(line for line in lines if not line.strip().startswith(dropped))
+        for key in ("scores", "export"):
+            parts[key] = parts[key].replace("model: chat", "model: base").replace(", base]", "]")
+    else:
+        parts["chat"] = parts["chat"].replace("[examples.jsonl]", f"[{quoted(examples)}]")
+    parts[""] = GOING_ON.format(**found, model=model)
+    return "".join(parts.values()).replace("runs/my-docs", f"runs/{found['name']}")
+
+
+def with_chat(text: str, examples: str, found: dict[str, object]) -> str:
+    """The recipe for a network from nothing, with a stage that teaches it to answer."""
+    parts, chat = blocks(text), blocks(shipped_text("quickstart"))["chat"]
+    chat = chat.replace('["asset:chatterbot"]', f"[{quoted(examples)}]")
+    chat = re.sub(r"(?m)^    minutes: .*\n", "", chat)
+    parts["base"] += chat
+    parts["scores"] = parts["scores"].replace(
+        "    model: base\n    corpus: corpus\n",
+        "    model: chat\n    before: [base]\n    corpus: corpus\n    conversations: chat\n",
+    )
+    parts["export"] = parts["export"].replace("model: base", "model: chat")
+    return "".join(parts.values())
+
+
+def shipped_text(name: str) -> str:
+    """The text of a shipped recipe."""
+    return find(name).read_text("utf-8")
 
 
 def recipe_name(folder: str) -> str:
@@ -107,8 +201,8 @@ def numbers(name: str, path: Path, folder: Path, files: list[Path]) -> dict[str,
         "count": len(files),
         "text_key": json.dumps(likely_text_key(files)),
         "megabytes": size / 1e6,
-        # YAML reads JSON's escapes, but not its pairs of surrogates; so letters stay as they are
-        "quoted": printable(json.dumps(source, ensure_ascii=False)),
+        "quoted": quoted(source),
+        "passes": f"{max(20, min(500, round(corpus_tokens / 1000)))}k",
         "vocab_size": vocab_size,
         "width": width,
         "depth": depth,

@@ -1,31 +1,21 @@
 """Stage `pretrain`: train a network on the corpus, or go on from any model that can be loaded.
 
-The stage owns the loop: it logs each step, now and then scores a part of the held-out text and
-writes samples, saves checkpoints, and answers signals at step boundaries. What it resumes from is
-the newest checkpoint that verifies; everything later is computed again, bit for bit.
+Now and then it scores a part of the held-out text and writes samples; what runs the steps, and
+what makes them resumable, is `stemma.pipeline.training`.
 """
 
-import json
 import math
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from itertools import islice
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
 
 from stemma import api
 from stemma.core import device as machine
-from stemma.core.config import StrictModel, multiple
-from stemma.core.errors import DataError, DivergedError, ModelError, UsageError
-from stemma.core.files import sha256_file, write_text
-from stemma.core.progress import LOG, progress
-from stemma.core.signals import graceful
-from stemma.data.batches import Order
+from stemma.core.config import StrictModel
+from stemma.core.errors import DataError, UsageError
+from stemma.core.progress import LOG
 from stemma.data.curate import read_texts
 from stemma.data.packing import Plan, plan_packing, read_plan, write_plan
 from stemma.data.store import TokenStore, open_store, write_store
@@ -34,27 +24,13 @@ from stemma.eval.bits_per_byte import bits_per_byte
 from stemma.infer.generate import generate
 from stemma.infer.sampling import Sampling
 from stemma.nn.initial import initialise_by_fan_in
+from stemma.pipeline import training as shared
+from stemma.pipeline.training import Training
 from stemma.pipeline.work import Work
-from stemma.train import checkpoint
-from stemma.train.loop import fit
-from stemma.train.optimizer import AdamW, adamw
-from stemma.train.pretrain import next_token_loss, windows
-from stemma.train.schedule import Cosine, Schedule
+from stemma.train.pretrain import next_token_loss
 
 VERSION = 1
-PLAN = "plan.safetensors"
 PROMPT_TOKENS = 8  # of the held-out text, where the recipe names no prompts
-
-
-class Samples(StrictModel):
-    """Texts written along training, for the report."""
-
-    every: int = Field(default=0, ge=0, description="steps between samples; 0: none")
-    prompts: tuple[str, ...] = Field(
-        default=(), description="what to continue; default: how held-out documents begin"
-    )
-    max_new_tokens: int = Field(default=60, ge=1, description="tokens a sample")
-    temperature: float = Field(default=0.8, ge=0, description="0 takes the likeliest token")
 
 
 class Watch(StrictModel):
@@ -70,11 +46,9 @@ class PretrainStage(StrictModel):
     REFERENCES: ClassVar[dict[str, tuple[str, ...]]] = {
         "corpus": ("curate",),
         "tokenizer": ("tokenizer",),
-        "init": ("pretrain",),
+        "init": ("pretrain", "sft"),
     }
-    UNSEEN: ClassVar[frozenset[str]] = frozenset(
-        {"minutes", "checkpoint_every", "keep_checkpoints", "device"}
-    )
+    UNSEEN: ClassVar[frozenset[str]] = shared.UNSEEN
 
     kind: Literal["pretrain"] = Field(description="the kind of stage")
     corpus: str = Field(description="the curate stage to train on")
@@ -86,23 +60,22 @@ class PretrainStage(StrictModel):
         default="gpt-2", description="rule of the first weights; with `model`"
     )
     init: str | None = Field(default=None, description="a model to go on from, with its tokenizer")
-    context: int = Field(ge=2, description="tokens of a sample")
-    tokens: int | None = Field(default=None, ge=1, description="tokens to train on, rounded up")
-    steps: int | None = Field(default=None, ge=1, description="optimizer steps")
-    batch_tokens: int = Field(ge=1, description="tokens a step; a multiple of context")
-    micro_batch_tokens: int | None = Field(
-        default=None, ge=1, description="tokens at once in memory; default: the whole batch"
-    )
-    learning_rate: float = Field(gt=0, description="peak learning rate")
-    schedule: Schedule = Field(default=Cosine(kind="cosine"), description="how the rate moves")
-    optimizer: AdamW = Field(default=AdamW(), description="numbers of AdamW")
-    clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
+    context: shared.Context
+    tokens: shared.Tokens
+    steps: shared.Steps
+    batch_tokens: shared.BatchTokens
+    micro_batch_tokens: shared.MicroBatchTokens
+    learning_rate: shared.LearningRate
+    schedule: shared.RateSchedule
+    optimizer: shared.Optimizer
+    clip: shared.Clip
+    trainable: shared.Trainable
     watch: Watch = Field(default=Watch(), description="held-out scores along training")
-    samples: Samples = Field(default=Samples(), description="texts along training")
-    checkpoint_every: int = Field(default=500, ge=1, description="steps between checkpoints")
-    keep_checkpoints: int = Field(default=2, ge=1, description="newest checkpoints to keep")
-    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
-    minutes: float | None = Field(default=None, ge=0, description="budget, printed beforehand")
+    samples: shared.SampleSetting
+    checkpoint_every: shared.CheckpointEvery
+    keep_checkpoints: shared.KeepCheckpoints
+    device: shared.Device
+    minutes: shared.Minutes
 
     @model_validator(mode="after")
     def _agrees(self) -> "PretrainStage":
@@ -114,9 +87,7 @@ class PretrainStage(StrictModel):
             raise ValueError("tokenizer goes with model; init brings its own")
         if self.init is not None and "initial" in self.model_fields_set:
             raise ValueError("initial goes with model; init brings its own weights")
-        multiple("batch_tokens", self.batch_tokens, "context", self.context)
-        if self.micro_batch_tokens is not None:
-            multiple("micro_batch_tokens", self.micro_batch_tokens, "context", self.context)
+        shared.check_batches(self)
         return self
 
     @property
@@ -125,94 +96,10 @@ class PretrainStage(StrictModel):
         return self.steps or math.ceil((self.tokens or 0) / self.batch_tokens)
 
 
-class RowFile:
-    """A JSONL file with a header, cut back to a step at resume and appended to from there."""
-
-    def __init__(self, path: Path, kind: str, *, keep_to_step: int) -> None:
-        header = json.dumps({"format_version": 1, "kind": kind})
-        kept = [line for line in whole_lines(path)[1:] if step_of(line) <= keep_to_step]
-        write_text(path, "".join(f"{line}\n" for line in [header, *kept]))
-        self.path = path
-
-    def add(self, **row: Any) -> None:
-        """Append one row; it is on its way to disk when this returns."""
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def whole_lines(path: Path) -> list[str]:
-    """Complete lines of a file that may have been cut in the middle of one."""
-    text = path.read_text("utf-8", errors="replace") if path.exists() else ""
-    return text.split("\n")[:-1]
-
-
-def step_of(line: str) -> float:
-    """The step of a row; beyond all steps for a line that is no row, so that it is left out."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
-
-
-@dataclass
-class Training:
-    """What the steps share."""
-
-    stage: PretrainStage
-    work: Work
-    model: Any
-    tokenizer: Tokenizer
-    store: TokenStore
-    plan: Plan
-    optimizer: torch.optim.Optimizer
-    fingerprints: dict[str, str]
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    loss: float | None = None
-
-    @property
-    def steps_folder(self) -> Path:
-        return self.work.folder / "steps"
-
-    def save(self) -> None:
-        """Write the checkpoint of this step, then let old ones go."""
-        state = {
-            "format_version": 1,
-            "step": self.step,
-            "tokens": self.tokens,
-            "seconds": self.seconds,
-            "loss": self.loss,
-            "seed": self.work.seed,
-            "machine": machine.machine(),
-            "versions": machine.versions(),
-        }
-        checkpoint.save_checkpoint(
-            self.steps_folder, self.model, self.optimizer, state, self.fingerprints
-        )
-        checkpoint.retain(self.steps_folder, keep=self.stage.keep_checkpoints)
-
-    def resume(self) -> None:
-        """Go on from the newest checkpoint that verifies, if there is one."""
-        checkpoint.clear_leftovers(self.steps_folder)
-        found, damaged = checkpoint.newest_checkpoint(self.steps_folder)
-        for error in damaged:
-            LOG.warning("set aside a damaged checkpoint: %s", error)
-        if found is None:
-            return
-        if found.manifest["fingerprints"] != self.fingerprints:
-            what = "the checkpoint belongs to other data or another network"
-            raise ModelError(what, place=found.folder, fix="start again with --fresh")
-        checkpoint.restore(found, self.model, self.optimizer)
-        self.step, self.tokens = found.step, found.state["tokens"]
-        self.seconds, self.loss = found.state["seconds"], found.state["loss"]
-        LOG.info("%s: resumed from step %d", self.work.name, self.step)
-
-
 def prepare_data(stage: PretrainStage, work: Work, tokenizer: Tokenizer) -> tuple[TokenStore, Plan]:
     """Encode the training documents and write the packing plan, once."""
     folder = work.folder / "data"
-    plan_path = folder / PLAN
+    plan_path = folder / shared.PLAN
     if plan_path.exists():
         try:
             return open_store(folder), read_plan(plan_path)
@@ -255,9 +142,9 @@ def heldout_part(stage: PretrainStage, work: Work) -> list[str]:
     return [t[start : start + share] for t, start in zip(texts, starts, strict=True) if t]
 
 
-def watcher(training: Training, metrics: RowFile) -> Callable[[], None]:
+def watcher(stage: PretrainStage, training: Training) -> Callable[[], None]:
     """A function that scores the watched text and notes it; does nothing where none is held out."""
-    stage, texts = training.stage, heldout_part(training.stage, training.work)
+    texts = heldout_part(stage, training.work)
 
     def watch() -> None:
         if not texts:
@@ -269,7 +156,7 @@ def watcher(training: Training, metrics: RowFile) -> Callable[[], None]:
             context=stage.context,
             stride=max(1, stage.context // 2),
         )
-        metrics.add(
+        training.metrics.add(
             step=training.step,
             tokens=training.tokens,
             heldout_bits_per_byte=score.bits_per_byte,
@@ -297,10 +184,10 @@ def prompts_of(stage: PretrainStage, work: Work, tokenizer: Tokenizer) -> list[s
     return list(stage.samples.prompts)
 
 
-def sampler(training: Training, samples: RowFile) -> Callable[[], None]:
+def sampler(stage: PretrainStage, training: Training) -> Callable[[], None]:
     """A function that writes one sample for each prompt."""
-    chosen, work = training.stage.samples, training.work
-    prompts = prompts_of(training.stage, work, training.tokenizer) if chosen.every else []
+    chosen, work = stage.samples, training.work
+    prompts = prompts_of(stage, work, training.tokenizer) if chosen.every else []
 
     def sample() -> None:
         settings = Sampling(
@@ -309,80 +196,16 @@ def sampler(training: Training, samples: RowFile) -> Callable[[], None]:
             seed=work.seed,
         )
         made = generate(training.model, training.tokenizer, prompts, settings) if prompts else []
-        for prompt, one in zip(prompts, made, strict=True):
-            samples.add(
-                step=training.step,
-                tokens=training.tokens,
-                prompt=prompt,
-                text=one.text,
-                seed=work.seed,
-                temperature=chosen.temperature,
-            )
+        texts = [one.text for one in made]
+        shared.add_samples(training, prompts, texts, chosen.temperature)
 
     return sample
 
 
-def due(step: int, every: int, last: int) -> bool:
-    """Whether something that happens every `every` steps, and at the end, happens now."""
-    return every > 0 and (step % every == 0 or step == last)
-
-
-def train(training: Training, metrics: RowFile, samples: RowFile) -> None:
-    """Run the remaining steps."""
-    stage, work, last = training.stage, training.work, training.stage.num_steps
-    order = Order(training.plan, work.seed, stage.batch_tokens // stage.context)
-    rows = (stage.micro_batch_tokens or stage.batch_tokens) // stage.context
-    watch, sample = watcher(training, metrics), sampler(training, samples)
-    steps = fit(
-        training.model,
-        windows(training.store, order, first_step=training.step, steps=last, rows=rows),
-        next_token_loss,
-        training.optimizer,
-        learning_rate=lambda step: stage.learning_rate * stage.schedule.share(step, last),
-        clip=stage.clip,
-        seed=work.seed,
-        first_step=training.step,
-    )
-    with graceful() as request, progress(work.name, last) as update, told(training):
-        started = time.monotonic()
-        for numbers in steps:
-            taken = time.monotonic() - started
-            training.step, training.loss = int(numbers["step"]), numbers["loss"]
-            training.tokens += int(numbers["tokens"])
-            training.seconds += taken
-            speed = numbers["tokens"] / max(1e-9, taken)
-            row = numbers | {"tokens": training.tokens, "tokens_per_second": speed}
-            metrics.add(**row, seconds=training.seconds)
-            update(training.step, loss=numbers["loss"], tokens_per_second=speed)
-            if due(training.step, stage.watch.every, last):
-                watch()
-            if due(training.step, stage.samples.every, last):
-                sample()
-            if due(training.step, stage.checkpoint_every, last) or request.number:
-                training.save()
-            if request.number:
-                request.raise_stop(training.step)
-            started = time.monotonic()
-
-
-@contextmanager
-def told(training: Training) -> Iterator[None]:
-    """Add to a divergence which checkpoint is there to go back to."""
-    try:
-        yield
-    except DivergedError as error:
-        saved = checkpoint.checkpoints(training.steps_folder)
-        kept = f"last checkpoint: {saved[-1]}" if saved else "no checkpoint was saved yet"
-        raise DivergedError(
-            f"{error.what} ({kept})", place=training.work.name, fix=error.fix
-        ) from error
-
-
-def ledger(training: Training) -> dict[str, Any]:
+def ledger(stage: PretrainStage, training: Training) -> dict[str, Any]:
     """Where every stored token went, over all epochs."""
-    plan, store, stage = training.plan, training.store, training.stage
-    places = stage.num_steps * stage.batch_tokens
-    epochs = places / (plan.num_samples * plan.context)
+    plan, store = training.plan, training.store
+    places = training.num_steps * stage.batch_tokens
     return {
         "store_tokens": len(store.tokens),
         "documents": store.num_documents,
@@ -391,7 +214,7 @@ def ledger(training: Training) -> dict[str, Any]:
         "padded": places - training.tokens,
         "cropped": 0,
         "places": places,
-        "epochs": epochs,
+        "epochs": places / (plan.num_samples * plan.context),
     }
 
 
@@ -399,36 +222,13 @@ def run(stage: PretrainStage, work: Work) -> dict[str, Any]:
     """Train, and leave `final/` as a Hugging Face folder."""
     model, tokenizer = prepare_model(stage, work)
     store, plan = prepare_data(stage, work, tokenizer)
-    training = Training(
-        stage=stage,
-        work=work,
-        model=model,
-        tokenizer=tokenizer,
-        store=store,
-        plan=plan,
-        optimizer=adamw(model, stage.optimizer, learning_rate=stage.learning_rate),
-        fingerprints={
-            "config": api.fingerprint(model.config),
-            "data": store.fingerprint,
-            "plan": sha256_file(work.folder / "data" / PLAN),
-            "tokenizer": tokenizer.fingerprint,
-        },
-    )
-    training.resume()
-    metrics = RowFile(work.folder / "metrics.jsonl", "metrics", keep_to_step=training.step)
-    samples = RowFile(work.folder / "samples.jsonl", "samples", keep_to_step=training.step)
-    if training.step < stage.num_steps:
-        train(training, metrics, samples)
+    training = shared.begin(stage, work, model, tokenizer, store, plan, num_steps=stage.num_steps)
+    if training.step < training.num_steps:
+        occasions = [
+            (stage.watch.every, watcher(stage, training)),
+            (stage.samples.every, sampler(stage, training)),
+        ]
+        shared.train(training, next_token_loss, *occasions)
     model.to("cpu")
     api.save(model, tokenizer, work.folder / "final", format="hf", overwrite=True)
-    return {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "tokens": training.tokens,
-        "steps": training.step,
-        "tokens_per_second": training.tokens / max(1e-9, training.seconds),
-        "training_seconds": training.seconds,
-        "final_loss": training.loss,
-        "loss_reduction": "sum over counted tokens of the step, divided by their number",
-        "ledger": ledger(training),
-        "model": {"family": model.config.family, **model.config.model_dump(mode="json")},
-    }
+    return shared.summary(training) | {"ledger": ledger(stage, training)}

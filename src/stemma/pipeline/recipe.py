@@ -20,13 +20,14 @@ from stemma.pipeline.curate import CurateStage
 from stemma.pipeline.evaluate import EvaluateStage
 from stemma.pipeline.export import ExportStage
 from stemma.pipeline.pretrain import PretrainStage
+from stemma.pipeline.sft import SftStage
 from stemma.pipeline.tokenizer import TokenizerStage
 
 FORMAT_VERSION = 1
 PAPERS = ("recipe.yaml", "run.json", "ledger.json", "report.html")  # beside the stages
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
-Stage = CurateStage | TokenizerStage | PretrainStage | EvaluateStage | ExportStage
+Stage = CurateStage | TokenizerStage | PretrainStage | SftStage | EvaluateStage | ExportStage
 KINDS = {str(get_args(s.model_fields["kind"].annotation)[0]): s for s in get_args(Stage)}
 
 
@@ -147,10 +148,8 @@ def check_inputs(recipe: Recipe, root: Node) -> None:
     """Every reference to a stage must name an earlier one of the right kind."""
     earlier: dict[str, str] = {}
     for name, stage in recipe.stages.items():
-        for key, kinds in type(stage).REFERENCES.items():
-            target = getattr(stage, key)
-            if target is None:
-                continue
+        for key, target in references(stage):
+            kinds = type(stage).REFERENCES[key]
             if earlier.get(target) not in kinds and not is_outside(target, kinds):
                 fitting = [n for n, kind in earlier.items() if kind in kinds]
                 raise UsageError(
@@ -159,6 +158,16 @@ def check_inputs(recipe: Recipe, root: Node) -> None:
                     fix=nearest(target, fitting) if fitting else "add one before it",
                 )
         earlier[name] = stage.kind
+
+
+def references(stage: Stage) -> list[tuple[str, str]]:
+    """The keys of a stage that name another or a model, with what each names; lists one by one."""
+    found: list[tuple[str, str]] = []
+    for key in type(stage).REFERENCES:
+        named = getattr(stage, key)
+        targets = named if isinstance(named, tuple) else () if named is None else (named,)
+        found += [(key, target) for target in targets]
+    return found
 
 
 def is_outside(target: str, kinds: tuple[str, ...]) -> bool:
@@ -191,23 +200,43 @@ def check_models(recipe: Recipe, root: Node) -> None:
 
 
 def check_contexts(recipe: Recipe, root: Node) -> None:
-    """A model made here is scored within the context it is trained on."""
+    """A model made here is trained on and scored within the context that it is made with."""
+    widest: dict[str, int] = {}
     for name, stage in recipe.stages.items():
-        if not isinstance(stage, EvaluateStage | PretrainStage):
+        if not isinstance(stage, EvaluateStage | PretrainStage | SftStage):
             continue
-        source = stage.model if isinstance(stage, EvaluateStage) else stage.init
-        trained = recipe.stages.get(source) if source is not None else None
-        if isinstance(trained, PretrainStage) and stage.context > trained.context:
-            raise UsageError(
-                f"context ({stage.context}) is longer than {source}'s ({trained.context})",
-                place=yaml_file.at(stage_node(root, name), "context"),
-                fix=f"use at most {trained.context}",
-            )
-        corpus = recipe.stages[stage.corpus]
-        if isinstance(stage, EvaluateStage) and isinstance(corpus, CurateStage):
-            if corpus.holdout.fraction == 0:
+        sources = [
+            target for key, target in references(stage) if key in ("model", "before", "init")
+        ]
+        limits = {source: widest[source] for source in sources if source in widest}
+        for source, limit in limits.items():
+            if stage.context > limit:
                 raise UsageError(
-                    f"{stage.corpus} holds nothing out",
-                    place=yaml_file.at(stage_node(root, name), "corpus"),
-                    fix="set its holdout.fraction above 0, or remove this stage",
+                    f"context ({stage.context}) is longer than {source}'s ({limit})",
+                    place=yaml_file.at(stage_node(root, name), "context"),
+                    fix=f"use at most {limit}",
                 )
+        if isinstance(stage, PretrainStage) and stage.model is not None:
+            widest[name] = stage.context
+        elif limits and not isinstance(stage, EvaluateStage):
+            widest[name] = min(limits.values())
+        if isinstance(stage, EvaluateStage):
+            check_heldout(recipe, name, stage, root)
+
+
+def check_heldout(recipe: Recipe, name: str, stage: EvaluateStage, root: Node) -> None:
+    """What is scored on must have been held out."""
+    corpus = recipe.stages.get(stage.corpus or "")
+    talk = recipe.stages.get(stage.conversations or "")
+    empty = {
+        "corpus": isinstance(corpus, CurateStage) and corpus.holdout.fraction == 0,
+        "conversations": isinstance(talk, SftStage) and not (talk.holdout or talk.heldout),
+    }
+    wanted = {"corpus": "holdout.fraction", "conversations": "holdout"}
+    for key, nothing in empty.items():
+        if nothing:
+            raise UsageError(
+                f"{getattr(stage, key)} holds nothing out",
+                place=yaml_file.at(stage_node(root, name), key),
+                fix=f"set its {wanted[key]} above 0, or remove this stage",
+            )

@@ -27,8 +27,8 @@ from stemma.core.files import (
     write_json,
     write_text,
 )
-from stemma.pipeline import curate, evaluate, export, pretrain, tokenizer
-from stemma.pipeline.recipe import Recipe, Stage
+from stemma.pipeline import curate, evaluate, export, pretrain, sft, tokenizer
+from stemma.pipeline.recipe import Recipe, Stage, references
 from stemma.pipeline.report import write_report
 from stemma.pipeline.work import (
     Input,
@@ -47,9 +47,12 @@ KINDS: dict[str, Any] = {
     "curate": curate,
     "tokenizer": tokenizer,
     "pretrain": pretrain,
+    "sft": sft,
     "evaluate": evaluate,
     "export": export,
 }
+TRAINERS = (pretrain.PretrainStage, sft.SftStage)
+READERS = (curate.CurateStage, sft.SftStage)  # of documents
 REPORT_AFTER = 20.0  # seconds of a stage after which the report is brought up to date
 PAPERS = ("recipe.yaml", "ledger.json", "report.html")  # of a run, beside its stages
 SCRATCH = ("steps", "data")  # folders of a stage with manifests of their own
@@ -175,15 +178,22 @@ def plan(run: Run) -> list[Planned]:
 def fingerprints_of_inputs(run: Run, stage: Stage, planned: dict[str, Planned]) -> dict[str, str]:
     """What a stage reads, by name: earlier stages, models from outside, documents."""
     inputs = {}
-    for key in type(stage).REFERENCES:
-        target = getattr(stage, key)
+    for _, target in references(stage):
         if target in planned:
             inputs[target] = planned[target].fingerprint
-        elif target is not None:
+        else:
             inputs[target] = model_fingerprint(target, run.root, out=run.out)
-    if isinstance(stage, curate.CurateStage):
-        inputs["files"] = documents_fingerprint(stage.inputs, run.root, out=run.out)
+    for key, named in files_of(stage):
+        name = "files" if key == "inputs" else f"files of {key}"
+        inputs[name] = documents_fingerprint(named, run.root, out=run.out, kinds=stage.READS)
     return inputs
+
+
+def files_of(stage: Stage) -> list[tuple[str, tuple[str, ...]]]:
+    """The keys of a stage that name documents, with what they name; those that name nothing not."""
+    if not isinstance(stage, READERS):
+        return []
+    return [(key, named) for key in stage.FILES if (named := getattr(stage, key))]
 
 
 def look(run: Run, name: str, fingerprint: str) -> tuple[str, str]:
@@ -280,7 +290,7 @@ def execute(run: Run, say: Callable[[str], None]) -> Path:
 def execute_alone(run: Run, planned: list[Planned], say: Callable[[str], None]) -> Path:
     """The run itself, with the folder to itself."""
     for item in planned:
-        if item.state != "complete" and isinstance(item.stage, pretrain.PretrainStage):
+        if item.state != "complete" and isinstance(item.stage, TRAINERS):
             machine.pick(item.stage.device)  # now, not after the stages before it
     write_json(run.out / "run.json", about(run))  # first: it tells whose folder this is
     write_text(run.out / "recipe.yaml", recipe_as_run(run))
@@ -354,14 +364,12 @@ def run_stage(run: Run, item: Planned, folders: dict[str, Path]) -> float:
         record["peak_memory_bytes"] = max(record["peak_memory_bytes"], machine.peak_memory_bytes())
         write_json(folder / "stage.json", record | values)
 
-    work = Work(item.name, folder, run.recipe.seed, inputs_of(run, item, folders))
-    module = KINDS[item.stage.kind]
     try:
-        if isinstance(item.stage, curate.CurateStage):
-            groups = document_files(item.stage.inputs, run.root, out=run.out)
-            summary = module.run(item.stage, work, groups)
-        else:
-            summary = module.run(item.stage, work)
+        work = Work(item.name, folder, run.recipe.seed, inputs_of(run, item, folders))
+        for key, named in files_of(item.stage):
+            found = document_files(named, run.root, out=run.out, kinds=item.stage.READS)
+            work.files[key] = found
+        summary = KINDS[item.stage.kind].run(item.stage, work)
     except BaseException as error:
         with suppress(ResourceError):  # on a full disk the first error is the one to tell
             finish()
@@ -375,11 +383,10 @@ def run_stage(run: Run, item: Planned, folders: dict[str, Path]) -> float:
 def inputs_of(run: Run, item: Planned, folders: dict[str, Path]) -> dict[str, Input]:
     """Where each reference of a stage lies."""
     found = {}
-    for key in type(item.stage).REFERENCES:
-        target = getattr(item.stage, key)
+    for _, target in references(item.stage):
         if target in folders:
             found[target] = Input(folders[target], item.inputs[target])
-        elif target is not None:
+        else:
             path = model_path(target, run.root, out=run.out)
             found[target] = Input(path, item.inputs[target])
     return found
@@ -407,6 +414,9 @@ def write_ledger(run: Run) -> None:
         if record and record["status"] == "complete":
             if stage.kind == "curate":
                 entries[name] = record["summary"]
+            elif stage.kind == "sft":
+                keys = ("conversations", "preflight", "ledger")
+                entries[name] = {key: record["summary"][key] for key in keys}
             elif "ledger" in record["summary"]:
                 entries[name] = record["summary"]["ledger"]
     write_json(run.out / "ledger.json", {"format_version": FORMAT_VERSION, "stages": entries})
@@ -447,14 +457,30 @@ def outcome(run: Run, report: Path) -> dict[str, Any]:
         if record is None or record["status"] != "complete":
             continue
         facts["seconds"][name] = round(record["seconds"], 1)
-        if stage.kind == "pretrain":
+        if isinstance(stage, TRAINERS):
             facts["model"] = str(run.out / name)
+            facts["chats"] = stage.kind == "sft"
             facts["parameters"] = record["summary"]["parameters"]
             facts["tokens"] = record["summary"]["tokens"]
         if stage.kind == "evaluate":
-            facts["scores"] = {
-                row["name"]: round(row["bits_per_byte"], 4) for row in record["summary"]["scores"]
+            facts |= scores_of(record["summary"])
+    return facts
+
+
+def scores_of(summary: dict[str, Any]) -> dict[str, Any]:
+    """What an evaluation found, by the names of the models and baselines."""
+    facts: dict[str, Any] = {}
+    if "scores" in summary:
+        facts["scores"] = {row["name"]: round(row["bits_per_byte"], 4) for row in summary["scores"]}
+    if "chat" in summary:
+        facts["chat"] = {
+            row["name"]: {
+                "answer_loss": round(row["answer_loss"], 4),
+                "stopped": row["stopped"],
+                "answers": row["answers"],
             }
+            for row in summary["chat"]["scores"]
+        }
     return facts
 
 
@@ -466,7 +492,17 @@ def outcome_lines(facts: dict[str, Any]) -> list[str]:
         lines.append("bits per byte on held-out documents, lower is better:")
         ranked = sorted(facts["scores"].items(), key=lambda pair: pair[1])
         lines += [f"  {score:.3f}  {name}" for name, score in ranked]
-    lines.append(f"report: {facts['report']}")
+    if "chat" in facts:
+        lines.append("answers to held-out first turns: loss, lower is better, and how many end:")
+        lines += [
+            f"  {row['answer_loss']:.3f}  {row['stopped']} of {row['answers']}  {name}"
+            for name, row in facts["chat"].items()
+        ]
+    lines.append(f"report: {printable(shlex.quote(facts['report']))}")
     if "model" in facts:
-        lines.append(f'write with it: stemma generate {facts["model"]} --prompt "Once upon a time"')
+        place = printable(shlex.quote(facts["model"]))
+        if facts["chats"]:
+            lines.append(f"talk with it: stemma chat {place}")
+        else:
+            lines.append(f'write with it: stemma generate {place} --prompt "Once upon a time"')
     return lines

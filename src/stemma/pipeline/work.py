@@ -1,17 +1,24 @@
 """What a stage is given to work with: its folder, its seed, its inputs, and how to say things."""
 
 import json
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from stemma import api
 from stemma.core import assets
-from stemma.core.errors import UsageError
+from stemma.core.errors import DataError, UsageError
 from stemma.core.files import sha256_file, sha256_json
 from stemma.core.progress import LOG, progress
-from stemma.data.sources import find_files, source_name
+from stemma.data.chatml import with_chatml
+from stemma.data.renderer import Renderer
+from stemma.data.sources import Kind, find_files, source_name
 from stemma.data.tokenizer import Tokenizer
+
+TODAY = date(2024, 7, 26)  # what a template that asks is told: training must not depend on the day
 
 
 @dataclass(frozen=True)
@@ -22,14 +29,24 @@ class Input:
     fingerprint: str
 
 
+Read = TypeVar("Read")
+Groups = list[tuple[Path, list[Path]]]
+"""Files to read, each group with the folder that its names are told from."""
+
+
 @dataclass
 class Work:
-    """One stage at work. `inputs` has an entry for every reference in its configuration."""
+    """One stage at work.
+
+    `inputs` has an entry for every reference in its configuration, `files` one for every key that
+    names documents.
+    """
 
     name: str
     folder: Path
     seed: int
     inputs: dict[str, Input] = field(default_factory=dict)
+    files: dict[str, Groups] = field(default_factory=dict)
 
     def corpus(self, reference: str) -> tuple[Path, Path]:
         """The training and the held-out documents of a curate stage."""
@@ -44,6 +61,21 @@ class Work:
                 "the model has no tokenizer", place=reference, fix="add tokenizer.json"
             )
         return model, tokenizer
+
+    def chat_model(self, reference: str, template: str = "auto") -> tuple[Any, Tokenizer, Renderer]:
+        """A model that can be talked to: where it has no template of its own, by ChatML.
+
+        `template`: "auto", or "chatml" to use that whatever the model has. Tokens that ChatML needs
+        and the model lacks get rows of their own.
+        """
+        model, tokenizer = self.model(reference)
+        if template == "chatml" or tokenizer.template is None:
+            tokenizer = with_chatml(tokenizer)
+        return (
+            api.with_vocabulary(model, tokenizer.vocab_size),
+            tokenizer,
+            Renderer(tokenizer, today=TODAY),
+        )
 
 
 def model_fingerprint(reference: str, root: Path, *, out: Path) -> str:
@@ -81,22 +113,24 @@ def asset_fingerprint(reference: str) -> str:
     return file_hashes(sorted(f for f in folder.rglob("*") if f.is_file()), folder)
 
 
-def documents_fingerprint(references: tuple[str, ...], root: Path, *, out: Path) -> str:
-    """What a curate stage would read: contents of files, hashes of assets."""
+def documents_fingerprint(
+    references: tuple[str, ...], root: Path, *, out: Path, kinds: Mapping[str, Kind]
+) -> str:
+    """What a stage would read: contents of files, hashes of assets."""
     parts = []
     for reference in references:
         if reference.startswith("asset:"):
             parts.append(asset_fingerprint(reference))
         else:
-            inside, files = own_files(reference, root, out=out)
+            inside, files = own_files(reference, root, out=out, kinds=kinds)
             parts.append(file_hashes(files, inside))
     return sha256_json(parts)
 
 
 def document_files(
-    references: tuple[str, ...], root: Path, *, out: Path
-) -> list[tuple[Path, list[Path]]]:
-    """The files that a curate stage reads, each with the folder its name is told from.
+    references: tuple[str, ...], root: Path, *, out: Path, kinds: Mapping[str, Kind]
+) -> Groups:
+    """The files that a stage reads, each with the folder its name is told from.
 
     Assets are pulled, folders and globs walked, a file named twice is read once.
     """
@@ -105,13 +139,27 @@ def document_files(
     for reference in references:
         if reference.startswith("asset:"):
             inside = pulled(reference)
-            files = find_files([str(inside)], inside)
+            files = find_files([str(inside)], inside, kinds)
         else:
-            inside, files = own_files(reference, root, out=out)
+            inside, files = own_files(reference, root, out=out, kinds=kinds)
         fresh = [f for f in files if f.resolve() not in seen]
         seen |= {f.resolve() for f in fresh}
         groups.append((inside, fresh))
     return [(inside, files) for inside, files in groups if files]
+
+
+def read_groups(
+    groups: Groups, read: Callable[[list[Path], Path], Iterator[Read]]
+) -> Iterator[Read]:
+    """What all groups hold; an error names the file as it is found from where we are."""
+    for root, files in groups:
+        try:
+            yield from read(files, root)
+        except DataError as error:
+            below = root.resolve().is_relative_to(Path.cwd().resolve())
+            place = os.path.join(os.path.relpath(root) if below else root, error.place)
+            place = place.removeprefix("./").rstrip("/")
+            raise DataError(error.what, place=place, fix=error.fix) from error
 
 
 def own_path(reference: str, root: Path, *, out: Path) -> Path:
@@ -123,14 +171,16 @@ def own_path(reference: str, root: Path, *, out: Path) -> Path:
     return path
 
 
-def own_files(reference: str, root: Path, *, out: Path) -> tuple[Path, list[Path]]:
+def own_files(
+    reference: str, root: Path, *, out: Path, kinds: Mapping[str, Kind]
+) -> tuple[Path, list[Path]]:
     """Files of a folder, file or glob. What runs made is no document: their folders are left out.
 
     Raises UsageError where nothing is left, and what `find_files` raises.
     """
     path = own_path(reference, root, out=out)
     inside = path if path.is_dir() else root.absolute()
-    found = find_files([str(path)], inside)
+    found = find_files([str(path)], inside, kinds)
     below = {p for f in found for p in f.parents if p.is_relative_to(inside)}
     made = {folder for folder in below if is_made(folder, out)}
     files = [f for f in found if made.isdisjoint(f.parents)]

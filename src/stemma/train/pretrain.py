@@ -22,16 +22,20 @@ def tensor(array: Any, device: torch.device) -> Tensor:
     return torch.from_numpy(array).to(device)
 
 
+def context_of(batch: Batch, device: torch.device) -> Context | None:
+    """Positions and document ids of packed samples; None where plain causal attention is exact."""
+    if batch.positions_BT is None or batch.documents_BT is None:
+        return None
+    return Context(
+        positions_BT=tensor(batch.positions_BT, device),
+        document_ids_BT=tensor(batch.documents_BT, device),
+    )
+
+
 def next_token_loss(model: nn.Module, batch: Batch) -> Tensor:
     """Cross entropy in nats, summed over the places that count."""
     device = next(model.parameters()).device
-    context = None
-    if batch.positions_BT is not None and batch.documents_BT is not None:
-        context = Context(
-            positions_BT=tensor(batch.positions_BT, device),
-            document_ids_BT=tensor(batch.documents_BT, device),
-        )
-    logits_BTV = model(tensor(batch.tokens_BT, device), context)
+    logits_BTV = model(tensor(batch.tokens_BT, device), context_of(batch, device))
     targets_BT = tensor(batch.targets_BT, device)
     return F.cross_entropy(
         logits_BTV.flatten(0, 1).float(),
