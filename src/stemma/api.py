@@ -131,6 +131,11 @@ def _complaint(error: ValidationError, name: str, kind: type[StrictModel]) -> Us
     return UsageError(found.what, place=f"{name}: {found.key}" if found.key else name, fix=fix)
 
 
+def sketch(family: str, **numbers: Any) -> LanguageModel:
+    """A network by its numbers without memory for weights: for names and shapes."""
+    return _on_meta(family, _config(family, numbers))
+
+
 def _on_meta(family: str, config: Any) -> LanguageModel:
     """A model whose parameters have shapes but no memory yet."""
     with shapes_only():
@@ -193,7 +198,7 @@ def with_vocabulary(model: LanguageModel, size: int) -> LanguageModel:
 
 
 def end_with(model: LanguageModel, ids: Iterable[int]) -> None:
-    """Let these tokens end what the model writes too, here and in the folder that it is saved to."""
+    """Let these tokens end what the model writes, here and in the folder that it is saved to."""
     own = _generation(model)
     named = own.get("eos_token_id")
     listed = named if isinstance(named, list) else [] if named is None else [named]
@@ -321,14 +326,15 @@ def generate(
     none or without a template, or a prompt longer than the model's context.
     """
     prompts, single = _prompts(prompt)
-    chosen, ends = sampling(model, **settings), end_ids(model, tokenizer)
+    turns: frozenset[int] = frozenset()
     if not all(isinstance(each, str) for each in prompts):
         renderer = chat_renderer(tokenizer)
+        turns = turn_ends(renderer)
         prompts = [
             prompt_of(renderer, each, place="" if single else f"prompt {number}: ")
             for number, each in enumerate(prompts)
         ]
-        ends |= turn_ends(renderer)
+    chosen, ends = sampling(model, **settings), end_ids(model, tokenizer) | turns
     answers = continue_prompts(model, tokenizer, prompts, chosen, end_ids=ends)
     texts = [answer.text for answer in answers]
     return texts[0] if single else texts

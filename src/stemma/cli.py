@@ -37,7 +37,6 @@ app = typer.Typer(
 # click's base of usage mistakes, wherever this version of typer keeps it
 Mistake = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 ENVIRONMENT = ("STEMMA_HOME", "STEMMA_DEBUG")
-LONG_ANSWER = 1024  # tokens of an answer in a conversation, where nothing is said
 Model = Annotated[str, typer.Argument(help="A run, stage, model folder, GGUF file or asset.")]
 System = Annotated[str | None, typer.Option(help="A system message, where the template has one.")]
 MaxNewTokens = Annotated[int | None, typer.Option(help="Tokens to write at most.")]
@@ -135,12 +134,19 @@ def run(
 def init(
     folder: Annotated[Path, typer.Argument(help="The folder of your documents.")],
     output: Annotated[Path | None, typer.Option(help="Where to write; default NAME.yaml")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A model to go on from, such as smollm2-135m; default: from nothing"),
+    ] = None,
+    examples: Annotated[
+        Path | None, typer.Option(help="Conversations to learn answering from: a file or folder")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write a commented recipe for your own documents."""
     from stemma.pipeline.initial import write_recipe
 
-    path = write_recipe(folder, output)
+    path = write_recipe(folder, output, model=model, examples=examples)
     typed = printable(shlex.quote(str(path)))
     said = f"wrote {printable(path)}\nnext: stemma run {typed}"
     put({"recipe": str(path)}) if as_json else print(said)
@@ -338,7 +344,7 @@ def utf8_text(text: str, place: str) -> str:
 def chat(
     model: Model,
     system: System = None,
-    max_new_tokens: MaxNewTokens = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens of an answer at most.")] = 1024,
     temperature: Temperature = None,
     top_p: TopP = None,
     top_k: TopK = None,
@@ -353,7 +359,7 @@ def chat(
     from stemma.infer.chat import Chat
 
     given = chosen(
-        max_new_tokens=LONG_ANSWER if max_new_tokens is None else max_new_tokens,
+        max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,

@@ -14,6 +14,7 @@ import termios
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar, cast
 
@@ -67,6 +68,7 @@ def talk(chat: Chat, greeting: str) -> int:
     the code is that of the first turn that failed.
     """
     if sys.stdin.isatty():
+        readline.parse_and_bind("set enable-bracketed-paste on")  # a pasted text is one turn
         say("%s", greeting)
     code = 0
     while (turn := read_turn()) is not None:
@@ -94,10 +96,7 @@ def take(chat: Chat, turn: str) -> bool:
     if not turn.strip():
         return True
     if not turn.startswith("/") or turn.startswith("//"):
-        before = chat.left_out
-        pieces = chat.say(turn.removeprefix("/"))
-        note_left_out(chat, before)
-        answer(chat, pieces)
+        answer(chat, lambda: chat.say(turn.removeprefix("/")))
         return True
     name, _, rest = turn.strip().partition(" ")
     if name in ("/quit", "/exit", "/bye"):
@@ -139,10 +138,7 @@ def save(chat: Chat, rest: str) -> None:
 
 def answer_again(chat: Chat, rest: str) -> None:
     """Answer the latest message anew."""
-    before = chat.left_out
-    pieces = chat.again()
-    note_left_out(chat, before)
-    answer(chat, pieces)
+    answer(chat, chat.again)
 
 
 def clear(chat: Chat, rest: str) -> None:
@@ -201,6 +197,8 @@ def read_turn() -> str | None:
         try:
             line = read_line("... " if lines else ">>> ")
         except EOFError:
+            if sys.stdin.isatty():
+                sys.stdout.write("\n")
             return "\n".join(lines) if lines else None
         except signals.StopNow as stop:
             if stop.number != signal.SIGINT or not sys.stdin.isatty():
@@ -252,21 +250,18 @@ def unechoed() -> Iterator[None]:
 # Answers
 
 
-def note_left_out(chat: Chat, before: int) -> None:
-    """Say it when more of the history is left out."""
-    if chat.left_out > before:
-        said = "the oldest %d messages no longer fit the context of %d tokens and are left out"
-        say(said, chat.left_out, chat.model.config.context)
-
-
-def answer(chat: Chat, pieces: Generator[Piece]) -> None:
+def answer(chat: Chat, begin: Callable[[], Generator[Piece]]) -> None:
     """Show an answer as it comes, until it ends or a signal does."""
-    before, piece = chat.messages, None
-    with closing(pieces), signals.graceful() as request, unechoed(), display() as show:
-        for piece in pieces:
-            show(piece.text)
-            if request.number:
-                break
+    before, left_out, piece = chat.messages, chat.left_out, None
+    with signals.graceful() as request, closing(begin()) as pieces:
+        if chat.left_out > left_out:
+            said = "the oldest %d messages no longer fit the context of %d tokens and are left out"
+            say(said, chat.left_out, chat.model.config.context)
+        with unechoed(), display() as show:
+            for piece in pieces:
+                show(piece.text)
+                if request.number:
+                    break
     if request.number == signal.SIGINT and sys.stdin.isatty():
         kept = "nothing was written" if chat.messages is before else "what was written is kept"
         say("interrupted; %s", kept)
@@ -330,12 +325,16 @@ class Growing:
         self._print(rest)
 
     def _print(self, text: str) -> None:
-        if text.strip():
-            self.console.print(*self._spaced(text), sep="\n")
+        for part in self._spaced(text):
+            self.console.print(part)
             self.printed = True
 
     def _spaced(self, text: str) -> list[RenderableType]:
-        return [Text(""), as_markdown(text)] if self.printed else [as_markdown(text)]
+        """The blocks of a text, each alone, so that it does not matter how many come at once."""
+        drawn: list[RenderableType] = []
+        for block in blocks(text):
+            drawn += [Text(), as_markdown(block)]
+        return drawn if self.printed else drawn[1:]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The end of the last block, as much as the screen has room for."""
@@ -357,11 +356,23 @@ def split_finished(text: str) -> tuple[str, str]:
     >>> split_finished("one\\n\\ntwo\\n\\nth")
     ('one\\n\\n', 'two\\n\\nth')
     """
-    whole = text[: text.rfind("\n") + 1]
-    starts = [token.map[0] for token in PARSER.parse(whole) if token.map and token.level == 0]
-    lines = text.split("\n")
-    at = len("\n".join(lines[: starts[-1]])) + 1 if starts and starts[-1] else 0
+    *finished, _ = blocks(text[: text.rfind("\n") + 1]) or [""]
+    at = sum(map(len, finished))
     return text[:at], text[at:]
+
+
+def blocks(text: str) -> list[str]:
+    """Markdown cut where its outermost blocks begin.
+
+    >>> blocks("one\\n\\n- two\\n")
+    ['one\\n\\n', '- two\\n']
+    """
+    starts = [token.map[0] for token in PARSER.parse(text) if token.map and token.level == 0]
+    lines = [line + "\n" for line in text.split("\n")]
+    lines[-1] = lines[-1][:-1]
+    bounds = [0, *sorted(set(starts[1:])), len(lines)]
+    cut = ["".join(lines[start:end]) for start, end in pairwise(bounds)]
+    return [block for block in cut if block.strip()]
 
 
 # Markdown in plain colours
@@ -403,7 +414,7 @@ class Answer(Markdown):
 
 
 def as_markdown(text: str) -> Markdown:
-    """A text to be drawn as Markdown: nothing of it disappears, and lines stay lines."""
+    """A text to be drawn as Markdown, where a line that ends stays a line that ends."""
     answer = Answer("")
     answer.parsed = PARSER.parse(text)
     for token in answer.parsed:

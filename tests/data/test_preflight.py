@@ -105,7 +105,7 @@ REFUSING += "{% if add_generation_prompt %}{{ '<|im_start|>assistant ' }}{% endi
 def test_conversation_that_the_template_refuses_is_named_or_left_out(renderer):
     strict = Renderer(renderer.tokenizer, REFUSING)
     examples = [example("no", "yes"), example("a", "b")]
-    with pytest.raises(DataError, match=r"^talk\.jsonl:3: the chat template refuses it: not that; "):
+    with pytest.raises(DataError, match=r"^talk\.jsonl:3: the chat template refuses it: not "):
         list(checked(examples, strict, 64, Preflight()))
     seen = Preflight()
     assert len(list(checked(examples, strict, 64, seen, skip=True))) == 1

@@ -288,6 +288,22 @@ def test_a_past_that_is_rewritten_gives_a_sample_for_each_turn():
     assert second.count("why") == 1 and "two" in second
 
 
+def test_a_cut_inside_a_word_of_the_template_gives_a_sample_for_each_turn():
+    source = (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}<|im_start|>sys"
+        "{% else %}tem\n{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+    )
+    ours = Renderer(made("chatml"), source)
+    said = (("user", "one"), ("assistant", "two"), ("user", "three"), ("assistant", "four"))
+    messages = tuple(Message(role, text) for role, text in said)
+    assert made("chatml").encode("system") != made("chatml").encode("sys") + made("chatml").encode(
+        "tem"
+    )
+    for number, sample in enumerate(ours.samples(Conversation(messages))):
+        prompt = ours.prompt(messages[: 1 + 2 * number])
+        assert sample.unrolled and list(sample.ids[: len(prompt)]) == prompt
+
+
 def test_doubled_bos_is_seen():
     source = "{{ bos_token }}" + TEMPLATES["llama-3"]
     messages = (Message("user", "one"), Message("assistant", "two"))

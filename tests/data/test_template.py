@@ -13,8 +13,9 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 from stemma.core.errors import MAX_MESSAGE, ModelError
 from stemma.data import template_limits
 from stemma.data.flaws import Flaw
-from stemma.data.tainted import content, joined, plain
+from stemma.data.tainted import TaintLost, content, joined, literal, plain
 from stemma.data.template import MAX_SOURCE, given, render
+from stemma.data.template_filters import kept
 
 HELLO = {"messages": [{"role": "user", "content": "Hello, world"}], "add_generation_prompt": True}
 
@@ -290,6 +291,20 @@ KEPT = {  # template -> what is content in its result
 def test_marks_are_kept(source, expected):
     text = run(source)
     assert "".join(c for c, mark in zip(plain(text), text.marks, strict=True) if mark) == expected
+
+
+def test_a_filter_that_gives_plain_text_back_for_content_is_caught():
+    forgetful = kept(
+        "forgetful", lambda value: plain(value[0] if isinstance(value, list) else value)
+    )
+    token = template_limits.BUDGET.set(template_limits.Budget(1, 1))
+    try:
+        assert forgetful(literal("a")).marks == b"\0"
+        for value in (content("a"), [literal("a"), content("b")]):
+            with pytest.raises(TaintLost, match="filter forgetful"):
+                forgetful(value)
+    finally:
+        template_limits.BUDGET.reset(token)
 
 
 LOST = [

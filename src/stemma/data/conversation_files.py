@@ -35,7 +35,7 @@ KINDS: dict[str, Kind] = {
     ".yaml": "yaml",
     ".parquet": "parquet",
 }
-LARGEST_LIST = 1 << 30  # bytes of one JSON array, which is held in memory
+LARGEST_LIST = 1 << 30  # bytes of one JSON array, held in memory, if one document may not have more
 DEEPEST = 64  # levels of lists and keys in YAML
 DIALOGUES = "conversations"  # the key of a YAML file that holds the dialogues
 
@@ -58,10 +58,10 @@ def read_entries(
     if form.kind == "yaml":
         yield from yaml_entries(whole_text(blocks, limit, size_on_disk(path)))
         return
-    parser = LineParser("", limit)
+    parser, warned = LineParser("", limit), False
     for number, value in _json_entries(blocks, form.kind, parser, limit, size_on_disk(path)):
-        if parser.repeated:
-            key, parser.repeated = printable(parser.repeated), ""
+        if parser.repeated and not warned:
+            key, warned = printable(parser.repeated), True
             log.warning("%s:%d: the key %s comes twice; its last value counts", source, number, key)
         yield number, value
 
@@ -76,7 +76,7 @@ def _json_entries(
             head += block
         blocks = chain([head], blocks)
         if head.lstrip()[:1] == b"[":
-            yield from list_entries(whole_text(blocks, LARGEST_LIST, size), parser)
+            yield from list_entries(whole_text(blocks, max(limit, LARGEST_LIST), size), parser)
             return
     unsure = kind == "json"
     with closing(split_lines(blocks, limit + LINE_SLACK)) as lines:
@@ -162,8 +162,11 @@ def _yaml_items(text: str) -> Generator[Entry]:
             yield from _sequence(events)
         elif isinstance(event, yaml.MappingStartEvent):
             for key in events:
-                if not isinstance(key, yaml.ScalarEvent):
+                if isinstance(key, yaml.MappingEndEvent):
                     break
+                if not isinstance(key, yaml.ScalarEvent):
+                    what, fix = "a key is no plain word", "write key: value"
+                    raise Flaw(what, line=_line(key), fix=fix, ends_file=True)
                 value = next(events)
                 if key.value == DIALOGUES and isinstance(value, yaml.SequenceStartEvent):
                     found = True

@@ -115,7 +115,8 @@ def required(entry: dict[str, Any], names: Sequence[str], form: FormatName) -> s
 def from_messages(entry: dict[str, Any]) -> Conversation:
     """Roles and contents as the chat interfaces have them."""
     name = required(entry, LISTS, "messages")
-    return Conversation(parse_messages(entry[name], name), parse_tools(entry.get("tools")))
+    messages = with_system(entry, parse_messages(entry[name], name))
+    return Conversation(messages, parse_tools(entry.get("tools")))
 
 
 def from_sharegpt(entry: dict[str, Any]) -> Conversation:

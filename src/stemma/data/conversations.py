@@ -365,7 +365,7 @@ def _given(train: list[_Kept], heldout: list[_Kept], ledger: Ledger, *, strict: 
         what += f"training, {found['conversations']} are in it whole"
         if strict:
             raise DataError(what, fix="remove them from one side, or set strict: false")
-        log.warning("%s: their scores flatter", what)
+        log.warning("%s: the scores on them flatter", what)
 
 
 def _nothing_left(ledger: Ledger, purpose: str) -> DataError:

@@ -74,7 +74,8 @@ class ReadOptions(StrictModel):
 class Reject:
     """A line, row or rest of a file that was left out, and why.
 
-    `line` is None for a whole file, `column` counts characters from 1, `byte` bytes from 0.
+    `line` is None for a whole file, `column` counts characters from 1, `byte` bytes from 0; `key`
+    is where in the line, such as "messages[2].role".
     """
 
     source: str
@@ -82,6 +83,7 @@ class Reject:
     reason: str
     column: int | None = None
     byte: int | None = None
+    key: str | None = None
 
 
 class RejectFile:
@@ -146,7 +148,8 @@ class Faults:
             raise DataError(reason, place=place, fix=_way_out(flaw)) from flaw
         self.count += 1
         self.first = self.first or f"{place}: {reason}"
-        self.on_reject(Reject(source, flaw.line, printable(reason), flaw.column, flaw.byte))
+        key = printable(flaw.key) if flaw.key else None
+        self.on_reject(Reject(source, flaw.line, printable(reason), flaw.column, flaw.byte, key))
 
     def nothing(self, what: str, sources: Sequence[str]) -> DataError:
         """The error for files in which nothing could be read; `what` was looked for."""

@@ -161,14 +161,10 @@ def in_memory(rows: Iterable[Row]) -> TokenStore:
     """A store of rows with flags that lies in no file: what is scored once and not kept."""
     kept = list(rows)
     offsets = np.concatenate(([0], np.cumsum([len(row.ids) for row in kept]))).astype(np.int64)
-    ids, counted = (
-        np.concatenate([np.zeros(0, dtype), *(np.array(values(row), dtype) for row in kept)])
-        for dtype, values in (
-            (np.int64, lambda row: row.ids),
-            (np.bool_, lambda row: row.counted),
-        )
-    )
-    return TokenStore(ids, offsets, np.array([row.text_bytes for row in kept]), {}, counted)
+    ids = np.array([token for row in kept for token in row.ids], dtype=np.int64)
+    counted = np.array([flag for row in kept for flag in row.counted or ()], dtype=np.bool_)
+    text_bytes = np.array([row.text_bytes for row in kept], dtype=np.int64)
+    return TokenStore(ids, offsets, text_bytes, {}, counted)
 
 
 def open_store(folder: Path) -> TokenStore:

@@ -33,6 +33,7 @@ def build_tokenizer(path: Path, config: dict[str, Any], places: Mapping[str, Pat
     pairs, prefix = _pairs(content["model"], path), _prefix(content["model"], path)
     made = joined(pairs, prefix)
     _check_merges(pairs, made, prefix, words, path)
+    _check_around(content.get("post_processor"), words, path)
     named = dict(_named(config, words, places))
     if _mark(content, [named[role] for role in EDGES if role in named], words):
         raw = json.dumps(content, ensure_ascii=False).encode()
@@ -113,6 +114,10 @@ def _check_merges(
     path: Path,
 ) -> None:
     """A merge joins two words of the vocabulary to a third."""
+    odd = next((second for _, second in pairs if not second.startswith(prefix)), None)
+    if odd is not None:
+        key, what = "model.continuing_subword_prefix", f"{prefix!r:.40} does not begin {odd!r:.60}"
+        raise _bad(path, key, what)
     parts = {first for first, _ in pairs} | {second for _, second in pairs}
     if words.keys() >= parts | made:
         return
@@ -157,6 +162,34 @@ def _pairs(model: Mapping[str, Any], path: Path) -> list[list[str]]:
 
 def _is_word(value: Any) -> bool:
     return type(value) is str and value != ""
+
+
+def _check_around(processor: Any, words: Mapping[str, int], path: Path) -> None:
+    """What is put around a text are tokens of the vocabulary, under their own ids."""
+    if not isinstance(processor, dict):
+        return
+    for part in _entries(processor, "processors"):
+        _check_around(part, words, path)
+    if processor.get("type") != "TemplateProcessing":
+        return
+    tokens = processor.get("special_tokens")
+    known = tokens if isinstance(tokens, dict) else {}
+    for piece in [*_entries(processor, "single"), *_entries(processor, "pair")]:
+        special = piece.get("SpecialToken") if isinstance(piece, dict) else None
+        name = special.get("id") if isinstance(special, dict) else None
+        if special is not None and (not isinstance(name, str) or name not in known):
+            raise _bad(path, "post_processor", f"{name!r:.60} is not among its special_tokens")
+    for name, entry in known.items():
+        ids = entry.get("ids") if isinstance(entry, dict) else None
+        if ids is None or ids != [words.get(str(w), -1) for w in _entries(entry, "tokens")]:
+            what = f"{name!r:.60} has the ids {ids!r:.60}, which the vocabulary does not give it"
+            raise _bad(path, "post_processor", what)
+
+
+def _entries(content: Mapping[str, Any], key: str) -> list[Any]:
+    """A list of a part of the file, empty where it is none: the library then says what it is."""
+    found = content.get(key)
+    return found if isinstance(found, list) else []
 
 
 def _named(

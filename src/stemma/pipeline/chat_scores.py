@@ -101,7 +101,7 @@ def score(
         examples, renderer, min(stage.context, model.config.context), preflight
     )
     found = answer_loss(model, batches, assistant_loss)
-    chosen = {"max_new_tokens": stage.answers.max_new_tokens, "seed": work.seed}
+    chosen: dict[str, float] = {"max_new_tokens": stage.answers.max_new_tokens, "seed": work.seed}
     if stage.answers.temperature is not None:
         chosen["temperature"] = stage.answers.temperature
     sampling = api.sampling(model, **chosen)

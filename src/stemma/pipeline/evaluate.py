@@ -94,7 +94,8 @@ def document_scores(stage: EvaluateStage, work: Work) -> dict[str, Any]:
     texts = list(read_texts(heldout))
     if not texts:
         raise DataError("no held-out documents", place=heldout, fix="set holdout.fraction above 0")
-    rows, about = [], {}
+    rows: list[dict[str, Any]] = []
+    about: dict[str, int] = {}
     for reference in (*stage.before, stage.model):
         name = reference if stage.before else "model"
         row, about, tokenizer = model_score(stage, work, reference, name, texts)

@@ -107,7 +107,8 @@ def write_recipe(
             text = with_chat(text, relative(examples, path.parent), found)
     else:
         spoken = model_reference(model, path.parent)
-        text = going_on(found, spoken, examples and relative(examples, path.parent))
+        seen = None if examples is None else relative(examples, path.parent)
+        text = going_on(found, spoken, seen)
     with atomic_file(path, "w") as file:
         file.write(text)
     return path
@@ -129,7 +130,7 @@ def quoted(text: str) -> str:
 
 def blocks(recipe: str) -> dict[str, str]:
     """The stages of a recipe's text by name; "" is what stands before them."""
-    parts = re.split(r"(?m)^(?=  \w+: )", recipe)
+    parts = re.split(r"(?m)^(?=  \w+:)", recipe)
     return {"": parts[0]} | {part.split(":")[0].strip(): part for part in parts[1:]}
 
 
@@ -141,8 +142,7 @@ def going_on(found: dict[str, object], model: str, examples: str | None) -> str:
         "    bad_lines", f"    text_key: {found['text_key']}\n    bad_lines"
     )
     for key in ("base", "scores"):
-        parts[key] = parts[key].replace('"asset:smollm2-135m"', quoted(model))
-        parts[key] = parts[key].replace("asset:smollm2-135m", quoted(model))
+        parts[key] = re.sub('"?asset:smollm2-135m"?', lambda _: quoted(model), parts[key])
     parts["base"] = parts["base"].replace("tokens: 200k", f"tokens: {found['passes']}")
     if examples is None:
         del parts["chat"]
@@ -161,7 +161,7 @@ def with_chat(text: str, examples: str, found: dict[str, object]) -> str:
     """The recipe for a network from nothing, with a stage that teaches it to answer."""
     parts, chat = blocks(text), blocks(shipped_text("quickstart"))["chat"]
     chat = chat.replace('["asset:chatterbot"]', f"[{quoted(examples)}]")
-    chat = re.sub(r"(?m)^    minutes: .*\n", "", chat)
+    chat = re.sub(r"(?m)^    minutes: .*\n|  +#.*$", "", chat)
     parts["base"] += chat
     parts["scores"] = parts["scores"].replace(
         "    model: base\n    corpus: corpus\n",

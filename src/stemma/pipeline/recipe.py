@@ -7,7 +7,7 @@ recipe. Which kind of stage it is decides its keys; each kind is a module of thi
 import re
 from importlib import resources
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from pydantic import Field
 
@@ -16,6 +16,7 @@ from stemma.core import yaml_file
 from stemma.core.config import StrictModel
 from stemma.core.errors import UsageError, nearest
 from stemma.core.yaml_file import Node
+from stemma.nn.select import choose
 from stemma.pipeline.curate import CurateStage
 from stemma.pipeline.evaluate import EvaluateStage
 from stemma.pipeline.export import ExportStage
@@ -86,6 +87,7 @@ def load(path: Path, overrides: list[str]) -> Recipe:
     check_names(recipe, root)
     check_inputs(recipe, root)
     check_models(recipe, root)
+    check_trainable(recipe, root)
     check_contexts(recipe, root)
     return recipe
 
@@ -197,6 +199,24 @@ def check_models(recipe: Recipe, root: Node) -> None:
         rest["context"] = Node(str(stage.context), numbers.place)
         checked = Node(rest, numbers.place, key_places=numbers.key_places)
         yaml_file.build(api.config_class(family), checked)
+
+
+def check_trainable(recipe: Recipe, root: Node) -> None:
+    """Patterns of modules are tried on the network before any stage runs, where it is made here."""
+    networks: dict[str, dict[str, Any]] = {}
+    for name, stage in recipe.stages.items():
+        if not isinstance(stage, PretrainStage | SftStage):
+            continue
+        own = stage.model if isinstance(stage, PretrainStage) else None
+        found = own or networks.get(stage.init or "")
+        if found is None:
+            continue  # a model from outside: the stage itself will look
+        networks[name] = found
+        if stage.trainable:
+            rest = {key: value for key, value in found.items() if key != "family"}
+            sketch = api.sketch(str(found["family"]), vocab_size=1, context=stage.context, **rest)
+            place = yaml_file.at(stage_node(root, name), "trainable")
+            choose(sketch, stage.trainable, place=place)
 
 
 def check_contexts(recipe: Recipe, root: Node) -> None:

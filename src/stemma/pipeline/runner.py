@@ -11,7 +11,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from stemma.core.files import (
     write_json,
     write_text,
 )
+from stemma.data.sources import Kind
 from stemma.pipeline import curate, evaluate, export, pretrain, sft, tokenizer
 from stemma.pipeline.recipe import Recipe, Stage, references
 from stemma.pipeline.report import write_report
@@ -183,17 +184,17 @@ def fingerprints_of_inputs(run: Run, stage: Stage, planned: dict[str, Planned]) 
             inputs[target] = planned[target].fingerprint
         else:
             inputs[target] = model_fingerprint(target, run.root, out=run.out)
-    for key, named in files_of(stage):
+    for key, named, kinds in files_of(stage):
         name = "files" if key == "inputs" else f"files of {key}"
-        inputs[name] = documents_fingerprint(named, run.root, out=run.out, kinds=stage.READS)
+        inputs[name] = documents_fingerprint(named, run.root, out=run.out, kinds=kinds)
     return inputs
 
 
-def files_of(stage: Stage) -> list[tuple[str, tuple[str, ...]]]:
-    """The keys of a stage that name documents, with what they name; those that name nothing not."""
+def files_of(stage: Stage) -> list[tuple[str, tuple[str, ...], Mapping[str, Kind]]]:
+    """The keys of a stage that name files, with what they name and which endings are read."""
     if not isinstance(stage, READERS):
         return []
-    return [(key, named) for key in stage.FILES if (named := getattr(stage, key))]
+    return [(key, named, stage.READS) for key in stage.FILES if (named := getattr(stage, key))]
 
 
 def look(run: Run, name: str, fingerprint: str) -> tuple[str, str]:
@@ -366,9 +367,8 @@ def run_stage(run: Run, item: Planned, folders: dict[str, Path]) -> float:
 
     try:
         work = Work(item.name, folder, run.recipe.seed, inputs_of(run, item, folders))
-        for key, named in files_of(item.stage):
-            found = document_files(named, run.root, out=run.out, kinds=item.stage.READS)
-            work.files[key] = found
+        for key, named, kinds in files_of(item.stage):
+            work.files[key] = document_files(named, run.root, out=run.out, kinds=kinds)
         summary = KINDS[item.stage.kind].run(item.stage, work)
     except BaseException as error:
         with suppress(ResourceError):  # on a full disk the first error is the one to tell

@@ -213,7 +213,8 @@ def begin(
     found = newest(work, fingerprints)
     if found is not None:
         checkpoint.restore(found, model, optimizer)
-    state = found.state if found else {"step": 0, "tokens": 0, "seconds": 0.0, "loss": None}
+    fresh: dict[str, Any] = {"step": 0, "tokens": 0, "seconds": 0.0, "loss": None}
+    state = found.state if found else fresh
     step = int(state["step"])
     kept = step if found else -1  # without a checkpoint the rows of step 0 are written again too
     return Training(
@@ -254,7 +255,8 @@ def newest(work: Work, fingerprints: dict[str, str]) -> checkpoint.Checkpoint | 
     other = [name for key, name in names.items() if stored.get(key) != fingerprints[key]]
     if other:
         what = f"the checkpoint was made with another {' and '.join(other)}"
-        raise ModelError(what, place=found.folder, fix="start again with --fresh")
+        fix = f"remove {work.folder} to train it again, or give back what it was trained on"
+        raise ModelError(what, place=found.folder, fix=fix)
     LOG.info("%s: resumed from step %d", work.name, found.step)
     return found
 

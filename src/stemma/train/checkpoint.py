@@ -33,7 +33,7 @@ from stemma.core.files import resource_error, sha256_file, sync_folder
 
 FORMAT_VERSION = 1
 STEP = re.compile(r"\d{8}")
-AGAIN = "use an older checkpoint, or start again with --fresh"
+AGAIN = "remove this checkpoint to go on from an older one"
 
 
 @dataclass(frozen=True)
