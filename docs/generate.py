@@ -2,7 +2,8 @@
 
     python docs/generate.py                     write docs/reference/ and docs/parity.md
     python docs/generate.py --check             name every page that is out of date, exit code 1
-    python docs/generate.py --run runs/NAME     put a run's figures into README.md and its guide
+    python docs/generate.py --run runs/NAME     put a run's figures into README.md and its guide,
+                                                a run of the recipe quickstart or my-docs
 
 Keys come from the configuration classes, options from the command line itself, exit codes from
 the error classes, presets and parameter counts from the families, the table of parity from the
@@ -33,12 +34,10 @@ from stemma.pipeline.recipe import KINDS, Recipe
 ROOT = Path(__file__).parents[1]
 NOTE = "<!-- Written by docs/generate.py: change the code, then run `make docs`. -->"
 PARITY = ROOT / "tests" / "models" / "test_parity.py"
-FILLED = (ROOT / "README.md", ROOT / "docs" / "guides" / "quickstart.md")
-BEGIN, END = "<!-- quickstart: results -->", "<!-- quickstart: end -->"
-EMPTY = (
-    "*No figures yet: they are entered by `python docs/generate.py --run runs/quickstart` after a "
-    "run, from its files.*"
-)
+FILLED = {  # which pages have the figures of a recipe's run
+    "quickstart": (ROOT / "README.md", ROOT / "docs" / "guides" / "quickstart.md"),
+    "my-docs": (ROOT / "README.md", ROOT / "docs" / "guides" / "your-own-documents.md"),
+}
 WORDS = {str: "text", int: "whole number", float: "number", Path: "path", bool: ""}
 OTHER_CODES = {
     0: "Done.",
@@ -307,30 +306,65 @@ def read_stages(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return about, records
 
 
-def results(run: Path) -> str:
+def results(about: dict[str, Any], records: list[dict[str, Any]]) -> str:
     """A run's figures as Markdown."""
-    about, records = read_stages(run)
     machine, versions = about["machine"], about["versions"]
     kinds = {record["kind"]: record for record in records}
     if missing := {"pretrain", "evaluate"} - kinds.keys():
-        raise SystemExit(f"{run}: the recipe has no stage of kind {' or '.join(sorted(missing))}")
-    trained, heldout = kinds["pretrain"]["summary"], kinds["evaluate"]["summary"]["heldout"]
+        raise SystemExit(f"the recipe has no stage of kind {' or '.join(sorted(missing))}")
     seconds = sum(record["seconds"] for record in records)
     memory = max(record["peak_memory_bytes"] for record in records)
-    scores = sorted(kinds["evaluate"]["summary"]["scores"], key=lambda row: row["bits_per_byte"])
-    rows = [(row["name"], f"{row['bits_per_byte']:.3f}", interval(row)) for row in scores]
+    trained = [
+        training_words(record) for record in records if record["kind"] in ("pretrain", "sft")
+    ]
+    minutes = ", ".join(f"{record['name']} {record['seconds'] / 60:.1f}" for record in records)
+    evaluated = kinds["evaluate"]["summary"]
     return "\n\n".join(
         [
             f"`{about['command']}`, seed {about['seed']}, on {machine['processor']}, "
             f"{machine['cores']} cores, {machine['threads']} threads, torch {versions['torch']}: "
-            f"{trained['parameters']:,} parameters, {trained['tokens']:,} training tokens at "
-            f"{trained['tokens_per_second']:,.0f} tokens/s, {seconds / 60:.1f} minutes in all, "
+            f"{'; '.join(trained)}. {seconds / 60:.1f} minutes in all ({minutes}), "
             f"{memory / 1e9:.2f} GB of memory at most.",
-            f"Bits per byte of {heldout['bytes']:,} bytes of held-out text "
-            f"({heldout['documents']} documents); lower is better.",
-            table(("method", "bits per byte", "95 % interval"), rows),
+            *(document_results(evaluated) if "scores" in evaluated else ()),
+            *(chat_results(evaluated["chat"]) if "chat" in evaluated else ()),
         ]
     )
+
+
+def training_words(record: dict[str, Any]) -> str:
+    """What a stage trained, on how much, how fast."""
+    summary = record["summary"]
+    speed = summary["tokens"] / max(1e-9, summary["training_seconds"])
+    return (
+        f"`{record['name']}` {summary['parameters']:,} parameters, {summary['tokens']:,} tokens "
+        f"at {speed:,.0f} tokens/s"
+    )
+
+
+def document_results(evaluated: dict[str, Any]) -> list[str]:
+    """Bits per byte of models and baselines."""
+    heldout = evaluated["heldout"]
+    scores = sorted(evaluated["scores"], key=lambda row: row["bits_per_byte"])
+    rows = [(row["name"], f"{row['bits_per_byte']:.3f}", interval(row)) for row in scores]
+    return [
+        f"Bits per byte of {heldout['bytes']:,} bytes of held-out text "
+        f"({heldout['documents']} documents); lower is better.",
+        table(("method", "bits per byte", "95 % interval"), rows),
+    ]
+
+
+def chat_results(chat: dict[str, Any]) -> list[str]:
+    """The loss of held-out answers, and how many of the models' own answers end."""
+    rows = [
+        (row["name"], f"{row['answer_loss']:.3f}", f"{row['stopped']} of {row['answers']}")
+        for row in chat["scores"]
+    ]
+    return [
+        f"{chat['conversations']} held-out conversations: the loss of their answers in nats per "
+        "token, and how many answers to their first turns end by themselves within "
+        f"{chat['max_new_tokens']} tokens.",
+        table(("model", "loss of answers", "answers that end"), rows),
+    ]
 
 
 def interval(row: dict[str, Any]) -> str:
@@ -339,12 +373,13 @@ def interval(row: dict[str, Any]) -> str:
     return f"{found[0]:.3f} to {found[1]:.3f}" if found else ""
 
 
-def fill(text: str, content: str) -> str:
-    """A document with `content` between its two markers; SystemExit where it has not both."""
-    pattern = re.escape(BEGIN) + r".*?" + re.escape(END)
+def fill(text: str, name: str, content: str) -> str:
+    """A document with `content` between a recipe's two markers; SystemExit where it lacks one."""
+    begin, end = f"<!-- {name}: results -->", f"<!-- {name}: end -->"
+    pattern = re.escape(begin) + r".*?" + re.escape(end)
     if len(re.findall(pattern, text, re.DOTALL)) != 1:
-        raise SystemExit(f"the document needs {BEGIN} and {END} once each")
-    filled = f"{BEGIN}\n\n{content}\n\n{END}"
+        raise SystemExit(f"the document needs {begin} and {end} once each")
+    filled = f"{begin}\n\n{content}\n\n{end}"
     return re.sub(pattern, lambda _: filled, text, flags=re.DOTALL)
 
 
@@ -380,9 +415,12 @@ def main(arguments: Sequence[str]) -> int:
             sys.stderr.write(f"{name} is out of date; run `make docs`\n")
         return 1 if old else 0
     if chosen.run is not None:
-        content = results(chosen.run)
-        for path in FILLED:
-            path.write_text(fill(path.read_text("utf-8"), content), "utf-8")
+        about, records = read_stages(chosen.run)
+        name = about["name"]
+        if name not in FILLED:
+            raise SystemExit(f"{chosen.run}: no page has the figures of {name}")
+        for path in FILLED[name]:
+            path.write_text(fill(path.read_text("utf-8"), name, results(about, records)), "utf-8")
         return 0
     for name, write in PAGES.items():
         (ROOT / name).parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ import sys
 import time
 
 import pytest
+import torch
 from rich.console import Console
 from rich.live import Live
 
@@ -453,9 +454,11 @@ def test_keys_at_a_real_terminal(chatty, tmp_path):
     model, tokenizer = chatty
     config = model.config.model_dump() | {"context": 8192, "width": 128, "depth": 4, "num_heads": 2}
     talker = api.build("llama", **config)
+    with torch.no_grad():  # of two opposite scores one is above the others, so it never ends
+        talker.head.weight[:] = 0
+        talker.head.weight[tokenizer.encode("the")] = 1
+        talker.head.weight[tokenizer.encode(" cat")] = -1
     api.save(talker, tokenizer, tmp_path / "talker")
-    settings = {"temperature": 0, "max_new_tokens": 400}
-    assert len(package.generate(talker, tokenizer, ask("the cat"), **settings)) > 100  # goes on
     main, other = pty.openpty()
     command = [
         sys.executable,

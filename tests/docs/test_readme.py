@@ -38,7 +38,7 @@ def walked(tmp_path_factory):
     """A folder in which the README's walk through one's own documents was taken."""
     folder = tmp_path_factory.mktemp("walked")
     write_documents(folder / "my-docs")
-    walk = next(block for block in blocks(README, "sh") if "stemma init" in block)
+    walk = next(block for block in blocks(README, "sh") if "stemma init my-docs\n" in block)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("STEMMA_HOME", str(folder / "home"))
@@ -89,26 +89,29 @@ def test_explanations_and_dry_runs_of_the_readme(inside, capsys):
 
 def test_results_of_a_run_are_entered_from_its_files(inside):
     run = inside / "runs" / "my-docs"
-    text = generate.fill(README.read_text("utf-8"), generate.results(run))
+    made = generate.results(*generate.read_stages(run))
+    text = generate.fill(README.read_text("utf-8"), "quickstart", made)
     scores = json.loads((run / "scores" / "scores.json").read_text())["scores"]
     best = min(scores, key=lambda row: row["bits_per_byte"])
-    table = text.split(generate.BEGIN)[1].split(generate.END)[0].splitlines()
-    rows = [line for line in table if line.startswith("| ")][2:]
+    between = text.split("<!-- quickstart: results -->")[1].split("<!-- quickstart: end -->")[0]
+    rows = [line for line in between.splitlines() if line.startswith("| ")][2:]
     assert len(rows) == len(scores)
     assert rows[0].startswith(f"| {best['name']} | {best['bits_per_byte']:.3f} |")
-    assert generate.fill(text, generate.results(run)) == text  # entered twice is entered once
+    assert generate.fill(text, "quickstart", made) == text  # entered twice is entered once
 
 
 def test_figures_of_a_half_done_run_are_refused(inside, tmp_path):
     about = (inside / "runs" / "my-docs" / "run.json").read_text()
     (tmp_path / "run.json").write_text(about)
     with pytest.raises(SystemExit, match="not complete"):
-        generate.results(tmp_path)
+        generate.read_stages(tmp_path)
 
 
-@pytest.mark.parametrize("path", generate.FILLED, ids=name_of)
-def test_pages_with_figures_have_their_markers(path):
-    generate.fill(path.read_text("utf-8"), "")  # leaves by SystemExit where one is missing
+@pytest.mark.parametrize(
+    ("name", "path"), [(n, p) for n, pages in generate.FILLED.items() for p in pages]
+)
+def test_pages_with_figures_have_their_markers(name, path):
+    generate.fill(path.read_text("utf-8"), name, "")  # leaves by SystemExit where one is missing
 
 
 def test_exit_codes_of_the_readme_are_those_of_the_code():
