@@ -342,3 +342,34 @@ def test_generation_settings_are_saved_again(tmp_path, tokenizer):
     (tmp_path / "m" / "generation_config.json").write_text('{"temperature": 0.6}')
     api.save(api.load(tmp_path / "m")[0], tokenizer, tmp_path / "n")
     assert api.sampling(api.load(tmp_path / "n")[0]).temperature == 0.6
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_more_rows_leave_the_scores_of_the_old_ones(family, tied):
+    numbers = (LLAMA if family == "llama" else GPT2) | {"tied": tied}
+    model = api.build(family, **numbers)
+    initialise(model, seed=4, std=0.3, depth=2)
+    size = model.config.vocab_size
+    wider = api.with_vocabulary(model, size + 3)
+    tokens = torch.arange(5)[None]
+    with torch.inference_mode():
+        old, new = model(tokens), wider(tokens)
+    assert new.shape[-1] == wider.config.vocab_size == size + 3
+    torch.testing.assert_close(new[..., :size], old, rtol=1e-5, atol=1e-5)
+    mean = old.mean(-1, keepdim=True).expand(-1, -1, 3)  # a mean row scores the mean
+    torch.testing.assert_close(new[..., size:], mean, rtol=1e-4, atol=1e-5)
+    assert api.with_vocabulary(model, size) is model
+    wider.embedding.weight.data.zero_()
+    assert model.embedding.weight.abs().sum() > 0  # nothing is shared with the old model
+
+
+def test_tokens_that_end_a_text_are_added_and_saved(tmp_path, tokenizer):
+    model = api.build("llama", **LLAMA)
+    api.end_with(model, [7, 3])
+    api.end_with(model, [5])
+    assert api.end_ids(model, tokenizer) == {tokenizer.eos_id, 3, 5, 7}
+    api.end_with(model, [tokenizer.eos_id])
+    api.save(model, tokenizer, tmp_path / "m")
+    loaded, _ = api.load(tmp_path / "m")
+    assert api.end_ids(loaded, tokenizer) == {tokenizer.eos_id, 3, 5, 7}

@@ -82,11 +82,17 @@ def read_conversations(
     where the machine refuses.
     """
     faults, total = Faults(options.bad_lines, on_reject), 0
+    found: dict[str, list[_Reading]] = {}
     for path in files:
         reading = _Reading(options, faults, source_name(path, root))
-        for example in reading.examples(path):
-            total += 1
-            yield example
+        yield from reading.examples(path)
+        total += reading.good
+        if reading.good:
+            found.setdefault(str(reading.form), []).append(reading)
+    for form, readings in found.items():
+        where = readings[0].source if len(readings) == 1 else f"{len(readings)} files"
+        count = sum(reading.good for reading in readings)
+        log.info("%s: %d conversations of the format %s", where, count, form)
     if total == 0:
         raise faults.nothing("conversations", [source_name(path, root) for path in files])
 
@@ -118,8 +124,6 @@ class _Reading:
         except Flaw as flaw:
             after = f" after {self.good} conversations" if flaw.ends_file and self.good else ""
             self.faults.take(flaw, self.source, flaw.reason + after)
-        if self.good:
-            log.info("%s: %d conversations of the format %s", self.source, self.good, self.form)
 
     def _example(self, value: Any, line: int) -> Example:
         if isinstance(value, Flaw):
