@@ -142,8 +142,8 @@ class Renderer:
         """What to train on: every turn of the assistant up to the token that ends it.
 
         What follows the last turn of the assistant is left out; a conversation without one gives
-        nothing. Raises as `text`, and ModelError where the template writes a turn differently
-        from what the prompt led to, or ends it with no control token.
+        nothing. Raises as `text`, and ModelError where the template does not begin a turn as
+        its prompt does, or ends it with no control token.
         """
         messages, tools = conversation.messages, conversation.tools
         turns = [at for at, message in enumerate(messages) if message.role == "assistant"]
