@@ -116,7 +116,7 @@ def main() -> None:
         root=folder,
         out=Path(loaded.out or options.out),
         recipe_text=path.read_text("utf-8"),
-        command=[Path(sys.argv[0]).name, *sys.argv[1:]],
+        command=["python", "experiments/my_docs.py", *sys.argv[1:]],
         overrides=tuple(overrides),
     )
     report = runner.execute(job, say=lambda line: print(line, file=sys.stderr))
