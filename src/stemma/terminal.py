@@ -7,10 +7,8 @@ answer ends the answer; at the prompt it drops what is typed, and where nothing 
 """
 
 import io
-import readline
 import signal
 import sys
-import termios
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -45,6 +43,10 @@ from stemma.core.progress import LOG
 from stemma.infer.chat import Chat, append_conversation
 from stemma.infer.generate import Piece
 
+if sys.platform != "win32":  # there the console edits lines itself
+    import readline
+    import termios
+
 FRAME = 1 / 12  # seconds between two drawings of a growing block
 # tags (List<int>) and links are text to be seen: hidden, one would not know where a link leads
 PARSER = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
@@ -68,13 +70,18 @@ def talk(chat: Chat, greeting: str) -> int:
     the code is that of the first turn that failed.
     """
     if sys.stdin.isatty():
-        readline.parse_and_bind("set enable-bracketed-paste on")  # a pasted text is one turn
+        if sys.platform != "win32":
+            readline.parse_and_bind("set enable-bracketed-paste on")  # a pasted text is one turn
         say("%s", greeting)
     code = 0
     while (turn := read_turn()) is not None:
         try:
             if not take(chat, turn):
                 break
+        except signals.StopNow as stop:  # a second Ctrl-C in an answer, or one in a command
+            if stop.number != signal.SIGINT or not sys.stdin.isatty():
+                raise
+            say("interrupted")
         except StemmaError as error:
             sys.stderr.write(f"error: {printable(error)}\n")
             if error.exit_code not in GOING_ON:
@@ -204,13 +211,18 @@ def read_turn() -> str | None:
             if stop.number != signal.SIGINT or not sys.stdin.isatty():
                 raise
             sys.stdout.write("\n")
-            if not lines and not readline.get_line_buffer():
+            if not lines and not typed():
                 return None
             lines = []
             continue
         if not line.endswith("\\"):
             return "\n".join([*lines, line])
         lines.append(line[:-1])
+
+
+def typed() -> str:
+    """What stands on the line that is being edited."""
+    return "" if sys.platform == "win32" else readline.get_line_buffer()
 
 
 def read_line(prompt: str) -> str:
@@ -233,6 +245,9 @@ def read_line(prompt: str) -> str:
 @contextmanager
 def unechoed() -> Iterator[None]:
     """Keep keys that are pressed meanwhile off the screen; they wait for the next prompt."""
+    if sys.platform == "win32":
+        yield
+        return
     try:
         before = termios.tcgetattr(sys.stdin)
     except (termios.error, io.UnsupportedOperation, ValueError):

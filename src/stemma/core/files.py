@@ -9,12 +9,16 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from stemma.core.errors import ResourceError
+
+if sys.platform != "win32":
+    import fcntl
 
 REASONS = {
     errno.ENOSPC: ("the disk is full", "free some space and run the same command again"),
@@ -62,6 +66,21 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def hold(handle: int) -> bool:
+    """Lock an open file or folder until it is closed; False where another process holds it.
+
+    The lock ends with its process, however that ends. Windows has none of this kind: there it is
+    the user's care.
+    """
+    if sys.platform == "win32":
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager

@@ -7,7 +7,6 @@ Every answer carries a key over all that decided it, so answers to anything else
 for ours.
 """
 
-import fcntl
 import json
 import os
 import signal
@@ -22,7 +21,7 @@ from typing import IO, Any
 import torch
 
 from stemma.core.errors import DataError, StoppedError, UsageError, nearest
-from stemma.core.files import resource_error, sha256_json, sync_folder
+from stemma.core.files import hold, resource_error, sha256_json, sync_folder
 from stemma.core.progress import Update
 from stemma.core.signals import AGAIN, Request
 from stemma.data.flaws import Flaw
@@ -274,12 +273,11 @@ def _held(output: Path) -> Iterator[IO[bytes]]:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with open(os.open(output, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not hold(file.fileno()):
+                fix = "wait for it, or choose another --output"
+                raise UsageError("another command writes this file", place=output, fix=fix)
             sync_folder(output.parent)
             yield file
-    except BlockingIOError as error:
-        fix = "wait for it, or choose another --output"
-        raise UsageError("another command writes this file", place=output, fix=fix) from error
     except OSError as error:
         raise resource_error(error, output) from error
 

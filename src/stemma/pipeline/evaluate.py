@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from stemma.core.config import StrictModel
-from stemma.core.errors import DataError, UsageError
+from stemma.core.errors import DataError
 from stemma.core.files import write_json
 from stemma.core.progress import progress
 from stemma.data.curate import read_sizes, read_texts
@@ -20,7 +20,7 @@ from stemma.eval.baselines import baselines
 from stemma.eval.bits_per_byte import bits_per_byte
 from stemma.eval.statistics import bootstrap_interval
 from stemma.pipeline.chat_scores import chat_scores
-from stemma.pipeline.work import Work
+from stemma.pipeline.work import Work, require_context
 
 VERSION = 1
 
@@ -110,10 +110,7 @@ def model_score(
 ) -> tuple[dict[str, Any], dict[str, int], Tokenizer]:
     """The row of one model, the size of what it was scored on, and its tokenizer."""
     model, tokenizer = work.model(reference)
-    if stage.context > model.config.context:
-        what = f"context ({stage.context}) is longer than {name}'s ({model.config.context})"
-        fix = f"use at most context={model.config.context}"
-        raise UsageError(what, place=work.name, fix=fix)
+    require_context(stage.context, model, place=work.name, whose=name)
     with progress(f"{work.name}: {name}", 1.0) as update:
         score = bits_per_byte(
             model,

@@ -26,7 +26,7 @@ from stemma.infer.sampling import Sampling
 from stemma.nn.initial import initialise_by_fan_in
 from stemma.pipeline import training as shared
 from stemma.pipeline.training import Training
-from stemma.pipeline.work import Work
+from stemma.pipeline.work import Work, require_context
 from stemma.train.pretrain import next_token_loss
 
 VERSION = 1
@@ -124,10 +124,7 @@ def prepare_model(stage: PretrainStage, work: Work) -> tuple[Any, Tokenizer]:
         if stage.initial == "fan-in":
             std = model.config.initial_std
             initialise_by_fan_in(model, seed=work.seed, embedding_std=std)
-    if stage.context > model.config.context:
-        fix = f"use at most context={model.config.context}"
-        what = f"context ({stage.context}) is longer than the model's ({model.config.context})"
-        raise UsageError(what, place=work.name, fix=fix)
+    require_context(stage.context, model, place=work.name)
     return model.to(machine.pick(stage.device)), tokenizer
 
 

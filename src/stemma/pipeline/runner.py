@@ -20,6 +20,7 @@ from typing import Any
 from stemma.core import device as machine
 from stemma.core.errors import ResourceError, UsageError, printable
 from stemma.core.files import (
+    hold,
     require_writable,
     resource_error,
     sha256_file,
@@ -39,9 +40,6 @@ from stemma.pipeline.work import (
     model_fingerprint,
     model_path,
 )
-
-if sys.platform != "win32":
-    import fcntl
 
 FORMAT_VERSION = 1
 KINDS: dict[str, Any] = {
@@ -261,20 +259,15 @@ def clear_leftovers(folder: Path) -> None:
 
 @contextmanager
 def only_run(out: Path) -> Iterator[None]:
-    """Hold the run folder while the block runs; the lock ends with its process, however that ends.
-
-    Raises UsageError where another run holds it.
-    """
-    if sys.platform == "win32":  # has no flock: two runs in one folder are the user's care
+    """Hold the run folder while the block runs. Raises UsageError where another run holds it."""
+    if sys.platform == "win32":  # opens no folders
         yield
         return
     handle = os.open(out, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not hold(handle):
             fix = "wait for it, or choose out=FOLDER"
-            raise UsageError("another run works in this folder", place=out, fix=fix) from error
+            raise UsageError("another run works in this folder", place=out, fix=fix)
         yield
     finally:
         os.close(handle)

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from stemma import api
 from stemma.core import device as machine
 from stemma.core.config import StrictModel
-from stemma.core.errors import DataError, UsageError
+from stemma.core.errors import DataError
 from stemma.core.files import write_json
 from stemma.core.progress import LOG
 from stemma.data.conversation_files import KINDS
@@ -46,7 +46,7 @@ from stemma.infer.sampling import Sampling
 from stemma.pipeline import training as shared
 from stemma.pipeline.chat_scores import first_turns, heldout_batches
 from stemma.pipeline.training import Training
-from stemma.pipeline.work import Work, read_groups
+from stemma.pipeline.work import Work, read_groups, require_context
 from stemma.train.sft import assistant_loss
 
 VERSION = 1
@@ -126,7 +126,7 @@ class SftStage(StrictModel):
 def run(stage: SftStage, work: Work) -> dict[str, Any]:
     """Train, and leave `final/` as a Hugging Face folder with the chat template."""
     model, tokenizer, renderer = work.chat_model(stage.init, stage.template)
-    check_context(stage, model, work)
+    require_context(stage.context, model, place=work.name)
     conversations = prepare_conversations(stage, work)
     store, plan, preflight = prepare_data(stage, work, tokenizer, renderer)
     model.to(machine.pick(stage.device))
@@ -151,14 +151,6 @@ def run(stage: SftStage, work: Work) -> dict[str, Any]:
         "heldout_loss": heldout_losses(training),
         "ledger": ledger(stage, training),
     }
-
-
-def check_context(stage: SftStage, model: Any, work: Work) -> None:
-    """Refuse a context that the model does not have."""
-    if stage.context > model.config.context:
-        what = f"context ({stage.context}) is longer than the model's ({model.config.context})"
-        fix = f"use at most context={model.config.context}"
-        raise UsageError(what, place=work.name, fix=fix)
 
 
 def prepare_conversations(stage: SftStage, work: Work) -> dict[str, Any]:

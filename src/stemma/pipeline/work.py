@@ -78,6 +78,13 @@ class Work:
         )
 
 
+def require_context(context: int, model: Any, *, place: str, whose: str = "the model") -> None:
+    """Refuse a context that a model does not have (UsageError)."""
+    if context > model.config.context:
+        what = f"context ({context}) is longer than {whose}'s ({model.config.context})"
+        raise UsageError(what, place=place, fix=f"use at most context={model.config.context}")
+
+
 def model_fingerprint(reference: str, root: Path, *, out: Path) -> str:
     """What a model that no stage made holds. An asset is told by the catalogue, not fetched."""
     if reference.startswith("asset:"):
