@@ -335,9 +335,10 @@ def training_words(record: dict[str, Any]) -> str:
     """What a stage trained, on how much, how fast."""
     summary = record["summary"]
     speed = summary["tokens"] / max(1e-9, summary["training_seconds"])
+    unit = "answer tokens" if record["kind"] == "sft" else "tokens"
     return (
-        f"`{record['name']}` {summary['parameters']:,} parameters, {summary['tokens']:,} tokens "
-        f"at {speed:,.0f} tokens/s"
+        f"`{record['name']}` {summary['parameters']:,} parameters, {summary['tokens']:,} {unit} "
+        f"at {speed:,.0f} a second"
     )
 
 

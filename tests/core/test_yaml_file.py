@@ -104,6 +104,7 @@ def test_overrides_are_typed_and_checked():
     assert read("rate: 1", "rate=2e-3").rate == 2e-3
     assert read("name: x", "shape={kind: square, side: 3}").shape == Square(kind="square", side=3)
     assert read("shape: {kind: square, side: 1}", "shape.side=4").shape.side == 4
+    assert read("rate: 1", "shape.kind=square", "shape.side=5").shape.side == 5  # absent before
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,8 @@ def test_overrides_are_typed_and_checked():
         ("rat=1", "did you mean rate"),
         ("rate=fast", "expected a number"),
         ("rate", "written key.path=value"),
-        ("shape.side=1", "no key shape"),
+        ("shpe.side=1", "did you mean shape"),
+        ("shape.sid=1", "kind"),
         ("rate.x=1", "holds no keys"),
         ("count=-1", "greater than"),
     ],

@@ -357,6 +357,21 @@ def test_the_turn_ends_with_the_token_that_ends_texts():
     assert trained_words(made("chatml"), sample) == ["two<|im_start|><|im_end|>"]
 
 
+def test_without_that_token_the_last_control_token_ends_the_turn():
+    """An earlier one may close a tool call; trained to stop there, a model never ends a turn."""
+    source = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+        "{{ '<|im_start|>x<|im_end|>' if m.role == 'assistant' }}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer = with_control(CONTROL["chatml"], {"chat_template": source})
+    assert tokenizer.eos_id is None
+    messages = (Message("user", "one"), Message("assistant", "two"))
+    (sample,) = Renderer(tokenizer).samples(Conversation(messages))
+    assert trained_words(tokenizer, sample) == ["two<|im_start|>x<|im_end|>"]
+    assert sample.end_ids == {tokenizer.backend.token_to_id("<|im_end|>")}
+
+
 # --- tokenizers that put spaces in front
 
 SPACED = {

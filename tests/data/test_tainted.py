@@ -178,11 +178,11 @@ def test_what_cannot_keep_marks_raises(forget):
 @pytest.mark.parametrize(
     "grow",
     [
-        lambda text: text * tainted.LONGEST,
+        lambda text: text * tainted.LONGEST.get(),
         lambda text: text.replace("a", text * 5000),
         lambda text: text.join([text] * 5000),
-        lambda text: text.center(tainted.LONGEST + 1),
-        lambda text: text.zfill(tainted.LONGEST + 1),
+        lambda text: text.center(tainted.LONGEST.get() + 1),
+        lambda text: text.zfill(tainted.LONGEST.get() + 1),
     ],
 )
 def test_a_text_that_is_too_long_is_not_built(grow):

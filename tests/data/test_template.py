@@ -146,6 +146,21 @@ BOMBS = {
     "forked recursion": "{% macro f(x) %}{% if x %}{{ f(x - 1) }}{{ f(x - 1) }}{% endif %}"
     "{% endmacro %}{{ f(60) }}",
     "recursive loop": "{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}",
+    "searches": "{% set s = 'a' * 60000 %}{% set n = 'a' * 5000 ~ 'b' %}{% for i in range(9999) %}"
+    "{% if n in s %}{% endif %}{% endfor %}",
+    "searches of a list": "{% set l = range(5000) | list %}{% for i in range(9999) %}"
+    "{% if 6000 in l %}{% endif %}{% endfor %}",
+    "searches by a test": "{% set l = range(5000) | list %}{{ l | select('in', l) | list }}",
+    "comparisons": "{% set s = ['a' * 60000] %}{% for i in range(9999) %}"
+    "{% if s == ['a' * 60000] %}{% endif %}{% endfor %}",
+    "counts": "{% set s = 'a' * 60000 %}{% for i in range(9999) %}{% set n = s.count('ab') %}"
+    "{% endfor %}",
+    "wide indent": "{{ ('a\n' * 1000) | indent(60000) }}",
+    "long titles": "{% for i in range(99) %}{{ ('a ' * 30000) | title | length }}{% endfor %}",
+    "long lists": "{% for i in range(99) %}{{ ('a' * 60000) | unique | list }}{% endfor %}",
+    "replace by long": "{{ ('a' * 60000) | replace('a', 'b' * 60000) }}",
+    "splits": "{% for i in range(99) %}{{ (' a' * 30000).split() | length }}{% endfor %}",
+    "long lines": "{% for i in range(9) %}{{ ('\n' * 60000).splitlines() | length }}{% endfor %}",
     "replace of nothing": "{{ ('a' * 9999).replace('', 'a' * 9999) }}",
 }
 
@@ -256,6 +271,7 @@ KEPT = {  # template -> what is content in its result
         "Hello, world"
     ),
     "{{ messages[0] | tojson }}": '{"role": "user", "content": "Hello, world"}',
+    "{{ [1] | tojson(indent=messages[0].content) }}": "[\nHello, world1\n]",
     "{{ messages }}": "[{'role': 'user', 'content': 'Hello, world'}]",
     "{{ {'a': 'b'} | tojson }}{{ ['a', 1, none] }}": "",
     "{{ messages[0].content | length }}{{ messages[0].content | int }}": "",

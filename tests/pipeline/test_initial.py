@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from stemma import api
 from stemma.core.errors import UsageError
 from stemma.pipeline import recipe as recipes
 from stemma.pipeline.initial import write_recipe
@@ -23,7 +24,8 @@ def place(tmp_path, monkeypatch):
 @pytest.mark.parametrize("examples", [None, "talk: a.jsonl"])
 @pytest.mark.parametrize("model", [None, "smollm2-135m", "own"])
 def test_every_recipe_is_sound(place, model, examples):
-    (place / "own").mkdir()
+    own = api.build("llama", width=16, depth=1, num_heads=2, vocab_size=300, context=200)
+    api.save(own, None, place / "own")
     path = write_recipe(
         place / "my \u00fcber notes",
         place / "out.yaml",
@@ -46,6 +48,8 @@ def test_every_recipe_is_sound(place, model, examples):
         assert loaded.stages["scores"].conversations == "chat"
     before = [spoken, "base"] if model else ["base"]
     assert list(loaded.stages["scores"].before) == before[: None if examples else -1]
+    room = 128 if model == "own" else 256
+    assert loaded.stages["base"].context == loaded.stages["scores"].context == room
     assert loaded.name == "my-uber-notes" and "runs/my-docs" not in path.read_text()
 
 
@@ -57,3 +61,18 @@ def test_unknown_model_is_refused_with_the_nearest(place):
 def test_missing_examples_are_refused(place):
     with pytest.raises(UsageError, match="no such file or folder"):
         write_recipe(place / "my \u00fcber notes", None, examples=place / "nothing.jsonl")
+
+
+def test_model_below_a_run_of_that_name_keeps_its_path(place):
+    own = api.build("llama", width=16, depth=1, num_heads=2, vocab_size=300, context=64)
+    api.save(own, None, place / "runs" / "my-docs")
+    path = write_recipe(place / "my \u00fcber notes", None, model="runs/my-docs")
+    loaded = recipes.load(path, [])
+    assert loaded.stages["base"].init == loaded.stages["scores"].before[0] == "runs/my-docs"
+
+
+def test_line_end_in_a_name_does_not_leave_the_comment(place):
+    own = api.build("llama", width=16, depth=1, num_heads=2, vocab_size=300, context=64)
+    api.save(own, None, place / "od\nd: {x")
+    path = write_recipe(place / "my \u00fcber notes", None, model="od\nd: {x")
+    assert recipes.load(path, []).stages["base"].init == "./od\nd: {x"

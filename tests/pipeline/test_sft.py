@@ -192,7 +192,7 @@ def test_killed_stage_resumes_to_the_same_bits(finished, tmp_path, monkeypatch, 
 
 def test_only_what_is_named_learns(finished, tmp_path):
     write_project(tmp_path)
-    run(tmp_path, "chat.trainable=[blocks.*.mlp]", until="chat")
+    run(tmp_path, "chat.trainable=[blocks.*.mlp, head]", until="chat")
     ours = load_file(tmp_path / "out" / "chat" / "final" / "model.safetensors")
     base = load_file(tmp_path / "out" / "base" / "final" / "model.safetensors")
     moved = {
@@ -218,3 +218,35 @@ def test_held_out_file_that_overlaps_is_told_or_refused(tmp_path, caplog):
     assert any("3" in m and "held" in m for m in caplog.messages)
     with pytest.raises(DataError):
         run(tmp_path, *keys, "chat.strict=true", until="chat", overwrite=True)
+
+
+def test_added_tokens_that_cannot_learn_are_refused(tmp_path):
+    write_project(tmp_path)
+    with pytest.raises(UsageError, match=r"chat: trainable: the token that ends a turn .*; add h"):
+        run(tmp_path, "chat.trainable=[blocks.*]", until="chat")
+
+
+def test_held_out_turns_that_do_not_fit_are_left_out_and_told(tmp_path, caplog):
+    write_project(tmp_path)
+    long = {"role": "user", "content": "the cat sat on the mat " * 40}
+    said = [{"messages": [long, {"role": "assistant", "content": "the cat"}]}]
+    said += [
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    ]
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in said))
+    recipe = (tmp_path / "tiny.yaml").read_text().replace(", prompts: [the cat]}", "}")
+    (tmp_path / "tiny.yaml").write_text(recipe)
+    with caplog.at_level("WARNING", logger="stemma"):
+        run(tmp_path, "chat.heldout=[other.jsonl]", "chat.holdout=0", until="scores")
+    rows = record(tmp_path, "scores")["summary"]["chat"]["scores"]
+    assert [(row["scored"], row["answers"], row["not_asked"]) for row in rows] == [(1, 1, 1)] * 2
+    assert any("is not asked 1 of 2 first turns" in message for message in caplog.messages)
+    samples = (tmp_path / "out" / "chat" / "samples.jsonl").read_text()
+    assert '"prompt": "a"' in samples and "the mat" not in samples
+
+
+def test_prompt_of_the_recipe_that_does_not_fit_is_refused_before_a_step(tmp_path):
+    write_project(tmp_path)
+    with pytest.raises(UsageError, match=r"chat: samples\.prompts: a prompt leaves no room"):
+        run(tmp_path, f"chat.samples.prompts=[{'the cat ' * 60}]", until="chat")
+    assert not (tmp_path / "out" / "chat" / "steps").exists()

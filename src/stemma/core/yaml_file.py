@@ -118,7 +118,7 @@ def convert(node: yaml.Node, name: str, *, depth: int, count: Iterator[int]) -> 
 
 
 def override(root: Node, assignment: str) -> None:
-    """Apply `key.path=value` to a composed tree. A key that is absent is added, then checked."""
+    """Apply `key.path=value` to a composed tree. Absent keys are added, and checked later."""
     path, sign, text = assignment.partition("=")
     place = f"override {assignment}"
     if not sign or not path:
@@ -129,10 +129,11 @@ def override(root: Node, assignment: str) -> None:
     here = root
     *parents, last = path.split(".")
     for part in parents:
-        entries = here.value if isinstance(here.value, dict) else {}
-        if part not in entries:
-            raise UsageError(f"no key {part} to go into", place=place, fix=nearest(part, entries))
-        here = entries[part]
+        if not isinstance(here.value, dict):
+            break
+        if part not in here.value:
+            here.value[part], here.key_places[part] = Node({}, place), place
+        here = here.value[part]
     if not isinstance(here.value, dict):
         fix = f"set {'.'.join(parents)} itself"
         raise UsageError(f"{'.'.join(parents)} holds no keys", place=place, fix=fix)

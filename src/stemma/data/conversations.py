@@ -346,7 +346,7 @@ def _divided(kept: list[_Kept], split: Split, ledger: Ledger) -> tuple[list[_Kep
     )
     if split.fraction and len(turns) < 2:
         what = "too few different first turns to hold out a part (1)"
-        raise DataError(what, fix="add conversations, or set holdout: 0")
+        raise DataError(what, place="holdout", fix="add conversations, or set holdout: 0")
     count = round(split.fraction * len(turns))
     if split.fraction:
         count = min(max(count, 1), len(turns) - 1)
@@ -368,7 +368,8 @@ def _given(train: list[_Kept], heldout: list[_Kept], ledger: Ledger, *, strict: 
         what = f"{found['first_turns']} of {len(heldout)} held-out conversations begin like one in "
         what += f"training, {found['conversations']} are in it whole"
         if strict:
-            raise DataError(what, fix="remove them from one side, or set strict: false")
+            fix = "remove them from one side, or set strict: false"
+            raise DataError(what, place="heldout", fix=fix)
         log.warning("%s: the scores on them flatter", what)
 
 

@@ -191,20 +191,25 @@ class Renderer:
     def end_of_turn(self, text: Tainted, pieces: Sequence[Piece], start: int, end: int) -> int:
         """The index of the token that ends the turn in `text[start:end]`.
 
-        Behind the last character of content it is `eos_token` where that is there, else the first
-        control token: what a model has to say for its turn to be over.
+        Behind the last character of content it is `eos_token` where that is there, else the last
+        control token: what a model has to say for its turn to be over. An earlier one may close
+        only a part of the turn, such as a tool call.
         """
         behind = max(start, text.marks.rfind(1, start, end) + 1)
+        found: int | None = None
         for piece in pieces:
             if piece.is_content or not behind <= piece.start < end:
                 continue
             within = plain(piece.text[: end - piece.start])
             ids = self.tokenizer.encode_piece(within, control=True, before=piece.before)
             said = [number for number in ids if number in self.tokenizer.control_ids]
+            places = self.control_places(piece.ids)
+            if self.tokenizer.eos_id in said:
+                return piece.first + places[said.index(self.tokenizer.eos_id)]
             if said:
-                eos_id = self.tokenizer.eos_id
-                nth = said.index(eos_id) if eos_id is not None and eos_id in said else 0
-                return piece.first + self.control_places(piece.ids)[nth]
+                found = piece.first + places[len(said) - 1]
+        if found is not None:
+            return found
         what = "no control token ends the assistant's turn, so a model could not learn to stop"
         raise ModelError(what, place=PLACE, fix=FIX)
 

@@ -11,9 +11,11 @@ A plain `str` counts as text of the template: content is tainted where it comes 
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any, NoReturn, SupportsIndex
 
-LONGEST = 1 << 24  # characters; asked before a string is built, so that none takes the memory
+LONGEST: ContextVar[int] = ContextVar("longest", default=1 << 24)
+"""Characters of a string at most; asked before one is built, so that none takes the memory."""
 
 _MARK = (b"\0", b"\1")
 _DIRECTIVE = re.compile(r"%(?:%|[-+ #0]*\d{0,2}(?:\.\d{1,2})?[a-zA-Z])")
@@ -24,7 +26,7 @@ class TaintLost(Exception):
 
 
 class TooLong(Exception):
-    """A string would have more than `LONGEST` characters."""
+    """A string would have more characters than `LONGEST` says."""
 
 
 class Tainted(str):
@@ -314,7 +316,7 @@ def runs(text: Tainted) -> Iterator[tuple[Tainted, bool]]:
 
 def check_length(length: int) -> None:
     """Raise TooLong for a string that must not be built."""
-    if length > LONGEST:
+    if length > LONGEST.get():
         raise TooLong(f"a text of {length:,} characters")
 
 

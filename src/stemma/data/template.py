@@ -8,6 +8,7 @@ are marked as such where the template is compiled, strings of the conversation w
 and the result says for each character which of the two it is.
 """
 
+import functools
 import re
 import types
 from collections.abc import Callable, ItemsView, Iterable, KeysView, Mapping, Sized, ValuesView
@@ -24,11 +25,21 @@ from jinja2.ext import Extension, LoopControlExtension
 from jinja2.parser import Parser
 from jinja2.runtime import Context, LoopContext, Macro, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
+from jinja2.tests import TESTS as JINJA_TESTS
 from jinja2.utils import Namespace
 
 from stemma.core.errors import ModelError
 from stemma.data.flaws import Flaw
-from stemma.data.tainted import Tainted, TaintLost, TooLong, content, joined, literal, plain
+from stemma.data.tainted import (
+    LONGEST,
+    Tainted,
+    TaintLost,
+    TooLong,
+    content,
+    joined,
+    literal,
+    plain,
+)
 from stemma.data.template_filters import FILTERS, has_content, shown
 from stemma.data.template_limits import BUDGET, DEPTH, Budget, OverBudget, budget
 
@@ -48,6 +59,7 @@ ATTRIBUTES: Mapping[type, frozenset[str]] = {
         | {"nextitem", "previtem", "revindex", "revindex0"}
     ),
 }
+SPLITTING = ("split", "rsplit", "splitlines")  # make many texts of one
 REFUSED_NODES = (
     *(nodes.Block, nodes.Extends, nodes.FromImport, nodes.Import, nodes.Include),
     *(nodes.EvalContextModifier, nodes.ScopedEvalContextModifier),
@@ -94,6 +106,14 @@ class TaintedCode(CodeGenerator):
             self._held(super().visit_Getitem, node, frame)
         else:
             super().visit_Getitem(node, frame)
+
+    def visit_Compare(self, node: nodes.Compare, frame: Frame) -> None:
+        """A comparison, or a search by `in`: each side is charged before."""
+        weighed = nodes.EnvironmentAttribute("weighed")
+        node.expr = nodes.Call(weighed, [node.expr], [], None, None, lineno=node.lineno)
+        for operand in node.ops:
+            operand.expr = nodes.Call(weighed, [operand.expr], [], None, None, lineno=node.lineno)
+        super().visit_Compare(node, frame)
 
     def _held(self, visit: Callable[..., None], node: nodes.Node, frame: Frame) -> None:
         self.write("environment.held(")
@@ -146,6 +166,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             "raise_exception": raise_exception,
             "range": numbers,
         }
+        self.tests = {name: charged_test(test) for name, test in JINJA_TESTS.items()}
         self.literal, self.concat = literal, self.together  # type: ignore[method-assign]
 
     def _generate(
@@ -167,6 +188,10 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
     def held(self, value: Any) -> Any:
         """Charge for a value."""
         return budget().held(value)
+
+    def weighed(self, value: Any) -> Any:
+        """Charge for reading a value."""
+        return budget().weighed(value)
 
     def shown(self, value: Any) -> Tainted:
         """A value as text."""
@@ -210,14 +235,16 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call a function of ours, a macro, a loop, or a method of the list."""
-        if obj == self.counted:
-            return self.counted(*args)
+        if obj in (self.counted, self.weighed):
+            return obj(*args)
         self.held(args)
         self.held(kwargs)
         if isinstance(obj, LoopContext):
             args = (self.counted(args[0]), *args[1:]) if args else args
         elif not callable_by_templates(obj):
             raise SecurityError(f"it calls {type(obj).__name__}")
+        name, owner = getattr(obj, "__name__", ""), getattr(obj, "__self__", None)
+        budget().walked(owner) if name in SPLITTING else budget().weighed(owner)
         result = context.call(obj, *args, **kwargs)
         if isinstance(result, KeysView | ValuesView | ItemsView):
             result = list(result)
@@ -237,6 +264,18 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             if operator == "*" and isinstance(value, list | tuple) and isinstance(times, int):
                 budget().spend(max(0, len(value) * times))
         return self.held(super().call_binop(context, operator, left, right))
+
+
+def charged_test(test: Any) -> Callable[..., Any]:
+    """A test of Jinja's, such as `in`, charged for what it looks at."""
+
+    @functools.wraps(test)
+    def apply(*args: Any) -> Any:
+        for value in args:
+            budget().weighed(value)
+        return test(*args)
+
+    return apply
 
 
 def callable_by_templates(obj: Any) -> bool:
@@ -367,7 +406,8 @@ def render(source: str, variables: dict[str, Any], *, today: date | None = None)
     """
     template = compiled(source)
     context = template.new_context({"strftime_now": date_function(today), **variables})
-    token = BUDGET.set(Budget(*measured(variables)))
+    limits = Budget(*measured(variables))
+    token, longest = BUDGET.set(limits), LONGEST.set(limits.length)
     try:
         return environment().together(template.root_render_func(context))
     except TaintLost as error:
@@ -385,6 +425,7 @@ def render(source: str, variables: dict[str, Any], *, today: date | None = None)
         raise fault(f"it fails: {type(error).__name__}: {error}", error, template) from error
     finally:
         BUDGET.reset(token)
+        LONGEST.reset(longest)
 
 
 def fault(what: str, error: BaseException, template: jinja2.Template) -> ModelError:

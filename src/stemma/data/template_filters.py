@@ -16,13 +16,26 @@ from jinja2 import Undefined, pass_environment
 from jinja2.filters import FILTERS as JINJA_FILTERS
 from jinja2.filters import make_attrgetter
 
-from stemma.data.tainted import Tainted, content, filled_in, joined, literal, lost, plain
-from stemma.data.template_limits import budget
+from stemma.data.tainted import (
+    Tainted,
+    check_length,
+    content,
+    filled_in,
+    joined,
+    literal,
+    lost,
+    plain,
+)
+from stemma.data.template_limits import Budget, budget
 
 CHOOSING = (
     *("abs", "d", "default", "dictsort", "first", "items", "last", "length"),
     *("count", "list", "map", "max", "min", "reject", "rejectattr", "reverse", "select"),
     *("selectattr", "sort", "unique"),
+)
+WALKING = frozenset(  # over a text character by character, each a new value
+    {"join", "list", "map", "max", "min", "reject", "rejectattr", "select", "selectattr", "sort"}
+    | {"title", "unique"}
 )
 MOST_DIGITS = 20
 WORD = re.compile(r"([-\s({\[<]+)")  # where `title` begins a new word, as in Jinja
@@ -86,13 +99,14 @@ def tojson(
         separators=plainly(separators),
         sort_keys=sort_keys,
     )
-    return whole(text, value)
+    return whole(text, [value, indent, separators])
 
 
 def indent(text: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> Tainted:
     """Each line but the first moved to the right; `blank` lines too where asked."""
     step = literal(width) if isinstance(width, str) else literal(" ") * width
     lines = joined((shown(text), "\n")).splitlines()
+    check_length(sum(map(len, lines)) + len(lines) * (len(step) + 1))
     moved = [
         joined((step, line)) if (number or first) and (line or blank or not number) else line
         for number, line in enumerate(lines)
@@ -143,8 +157,12 @@ def total(values: Iterable[Any], attribute: None = None, start: float = 0) -> fl
 def kept(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """The filter, charged for what it makes, and stopped where it would lose marks."""
 
+    charge = Budget.walked if name in WALKING else Budget.weighed
+
     @functools.wraps(function)
     def apply(*args: Any, **kwargs: Any) -> Any:
+        for value in (*args, *kwargs.values()):
+            charge(budget(), value)
         result = function(*args, **kwargs)
         if isinstance(result, Iterator):
             result = list(result)

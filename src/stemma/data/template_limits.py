@@ -12,13 +12,13 @@ from typing import Any
 
 STEPS = 20_000  # for a conversation of nothing
 STEPS_PER_VALUE = 100  # a message is about three values
-STEPS_PER_CHARACTER = 1
-CHARACTERS_PER_STEP = 256
-LENGTH = 1 << 20  # characters of the longest text, for a conversation of nothing
+STEPS_PER_CHARACTER = 16
+CHARACTERS_PER_STEP = 64
+LENGTH = 1 << 16  # characters of the longest text, for a conversation of nothing
 LENGTH_PER_CHARACTER = 8
 DEPTH = 64  # lists in lists
 SECONDS = 2.0  # of this thread's own time
-GLANCE = 1_000  # steps between two looks at the clock
+GLANCE = 500  # steps between two looks at the clock
 
 
 class OverBudget(Exception):
@@ -64,6 +64,18 @@ class Budget:
                     raise OverBudget(f"values nested deeper than {DEPTH}")
                 self.spend(len(one))
                 waiting += [(inner, depth + 1) for inner in entries(one)]
+        return value
+
+    def weighed(self, value: Any) -> Any:
+        """Charge for reading a value, before it is compared or worked on, and give it back."""
+        if isinstance(value, str):
+            self.spend(1 + len(value) // CHARACTERS_PER_STEP)
+            return value
+        return self.held(value) if isinstance(value, dict | list | tuple) else value
+
+    def walked(self, value: Any) -> Any:
+        """Charge for a value that is gone through one by one, in advance, and give it back."""
+        self.spend(len(value) if isinstance(value, str | dict | list | tuple | range) else 1)
         return value
 
     def _long(self, text: str) -> None:

@@ -40,7 +40,9 @@ def choose(model: nn.Module, patterns: Iterable[str], *, place: object) -> list[
             if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
         }
         if not found:
-            known = patterns_of(name for name, _ in model.named_modules())
+            parts = (name.split(".") for name in parameters)
+            above = (".".join(part[:end]) for part in parts for end in range(1, len(part)))
+            known = patterns_of(above)
             near = closest(pattern, known, count=SHOWN, likeness=0.0)
             what = f"no module matches {pattern!r}"
             raise UsageError(what, place=place, fix=f"nearest: {', '.join(near)}")

@@ -13,14 +13,16 @@ import numpy as np
 
 from stemma import api
 from stemma.core.errors import DataError
-from stemma.core.progress import progress
+from stemma.core.progress import LOG, progress
 from stemma.data.batches import Batch, build_batch
 from stemma.data.conversations import Example, read_prepared
-from stemma.data.messages import Message
+from stemma.data.flaws import Flaw
+from stemma.data.messages import Conversation
 from stemma.data.packing import plan_whole
 from stemma.data.preflight import Preflight, checked
 from stemma.data.renderer import Renderer
 from stemma.data.store import in_memory
+from stemma.data.tokenizer import Tokenizer
 from stemma.eval.answers import answer_loss, share_interval, stopped
 from stemma.infer.generate import Generation, generate
 from stemma.pipeline.work import Work
@@ -59,15 +61,15 @@ def chat_scores(work: Work, heldout: Path, stage: Settings) -> dict[str, Any]:
     examples = list(read_prepared(heldout))
     if not examples:
         raise DataError("no held-out conversations", place=heldout, fix="set holdout above 0")
-    prompts = first_turns(examples, stage.answers.prompts)
+    turns = first_turns(examples, stage.answers.prompts)
     references = (*stage.before, stage.model)
-    total = len(references) * len(prompts)
+    total = len(references) * len(turns)
     with progress(f"{work.name}: answers", total) as update:
         rows = []
         for number, reference in enumerate(references):
-            row = score(work, reference, examples, prompts, stage)
+            row = score(work, reference, examples, turns, stage)
             rows.append(row)
-            update((number + 1) * len(prompts), answer_loss=row["answer_loss"])
+            update((number + 1) * len(turns), answer_loss=row["answer_loss"])
     return {
         "conversations": len(examples),
         "max_new_tokens": stage.answers.max_new_tokens,
@@ -75,62 +77,110 @@ def chat_scores(work: Work, heldout: Path, stage: Settings) -> dict[str, Any]:
     }
 
 
-def first_turns(examples: Sequence[Example], count: int) -> list[tuple[Message, ...]]:
+def first_turns(examples: Sequence[Example], count: int) -> list[Conversation]:
     """What comes before the assistant's first turn, each such beginning once, at most `count`."""
-    found: dict[str, tuple[Message, ...]] = {}
+    found: dict[str, Conversation] = {}
     for example in examples:
-        messages = example.conversation.messages
-        first = next(i for i, message in enumerate(messages) if message.role == "assistant")
-        if first and messages[first - 1].role == "user":
-            key = json.dumps([message.to_json() for message in messages[:first]])
-            found.setdefault(key, messages[:first])
+        whole = example.conversation
+        roles = [message.role for message in whole.messages]
+        first = roles.index("assistant")
+        if first and roles[first - 1] == "user":
+            begun = Conversation(whole.messages[:first], whole.tools)
+            key = json.dumps([begun.tools, [message.to_json() for message in begun.messages]])
+            found.setdefault(key, begun)
     return list(found.values())[:count]
+
+
+Asked = list[tuple[Conversation, list[int]]]
+"""Conversations that wait for an answer, each with the ids of its prompt."""
+
+
+def askable(turns: Sequence[Conversation], renderer: Renderer, context: int) -> Asked:
+    """Those that the template takes and that leave room for an answer in the context."""
+    found = []
+    for turn in turns:
+        try:
+            ids = renderer.prompt(turn.messages, tools=turn.tools)
+        except Flaw:
+            continue  # counted by whoever compares with `turns`
+        if len(ids) < context:
+            found.append((turn, ids))
+    return found
 
 
 def score(
     work: Work,
     reference: str,
     examples: Sequence[Example],
-    prompts: Sequence[tuple[Message, ...]],
+    turns: Sequence[Conversation],
     stage: Settings,
 ) -> dict[str, Any]:
-    """The row of one model."""
+    """The row of one model, with how much of what was held out it was scored on."""
     model, tokenizer, renderer = work.chat_model(reference)
-    preflight = Preflight()
-    batches = heldout_batches(
-        examples, renderer, min(stage.context, model.config.context), preflight
-    )
+    preflight, context = Preflight(), model.config.context
+    batches = heldout_batches(examples, renderer, min(stage.context, context), preflight)
     found = answer_loss(model, batches, assistant_loss)
-    chosen: dict[str, float] = {"max_new_tokens": stage.answers.max_new_tokens, "seed": work.seed}
-    if stage.answers.temperature is not None:
-        chosen["temperature"] = stage.answers.temperature
-    sampling = api.sampling(model, **chosen)
-    ends = api.end_ids(model, tokenizer) | frozenset(preflight.end_ids)
-    answers: list[Generation] = []
-    for start in range(0, len(prompts), BATCH):
-        ids = [renderer.prompt(messages) for messages in prompts[start : start + BATCH]]
-        answers += generate(model, tokenizer, ids, sampling, end_ids=ends)
+    asked = askable(turns, renderer, context)
+    left_out = preflight.dropped.total() + len(turns) - len(asked)
+    if left_out:
+        LOG.warning(
+            "%s: %s is not asked %d of %d first turns and not scored on %d conversations: they do "
+            "not fit its context or its template",
+            work.name,
+            reference,
+            len(turns) - len(asked),
+            len(turns),
+            preflight.dropped.total(),
+        )
+    answers, temperature = answered(work, model, tokenizer, asked, preflight.end_ids, stage)
     share = share_interval(stopped(answers), len(answers)) if answers else None
     return {
         "name": reference,
         "answer_loss": found.loss,
         "answer_tokens": found.tokens,
+        "scored": preflight.samples,
+        "shortened": preflight.shortened,
+        "left_out": dict(sorted(preflight.dropped.items())),
         "answers": len(answers),
+        "not_asked": len(turns) - len(asked),
         "stopped": stopped(answers),
         "interval": [share.low, share.high] if share else None,
-        "temperature": sampling.temperature,
+        "temperature": temperature,
         "samples": [
-            {"prompt": messages[-1].content, "text": answer.text, "ended": answer.finish_reason}
-            for messages, answer in list(zip(prompts, answers, strict=True))[:SHOWN]
+            {
+                "prompt": turn.messages[-1].content,
+                "text": answer.text,
+                "ended": answer.finish_reason,
+            }
+            for (turn, _), answer in list(zip(asked, answers, strict=True))[:SHOWN]
         ],
     }
+
+
+def answered(
+    work: Work, model: Any, tokenizer: Tokenizer, asked: Asked, ends: set[int], stage: Settings
+) -> tuple[list[Generation], float]:
+    """The model's answers, and at which temperature they were written."""
+    chosen: dict[str, float] = {"max_new_tokens": stage.answers.max_new_tokens, "seed": work.seed}
+    if stage.answers.temperature is not None:
+        chosen["temperature"] = stage.answers.temperature
+    sampling = api.sampling(model, **chosen)
+    end_ids = api.end_ids(model, tokenizer) | frozenset(ends)
+    answers: list[Generation] = []
+    for start in range(0, len(asked), BATCH):
+        prompts = [ids for _, ids in asked[start : start + BATCH]]
+        answers += generate(model, tokenizer, prompts, sampling, end_ids=end_ids)
+    return answers, sampling.temperature
 
 
 def heldout_batches(
     examples: Sequence[Example], renderer: Renderer, context: int, preflight: Preflight
 ) -> Iterator[Batch]:
-    """Held-out conversations, whole and packed, a few samples at a time."""
-    store = in_memory(checked(examples, renderer, context, preflight))
+    """Held-out conversations, whole and packed, a few samples at a time.
+
+    What the template refuses or the context has no room for is left out, and counted.
+    """
+    store = in_memory(checked(examples, renderer, context, preflight, skip=True))
     if not store.num_documents:
         return
     plan = plan_whole(store.offsets, context)

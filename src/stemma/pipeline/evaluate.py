@@ -66,7 +66,7 @@ class EvaluateStage(StrictModel):
 
     @model_validator(mode="after")
     def _fits(self) -> "EvaluateStage":
-        if self.stride > self.context:
+        if self.corpus is not None and self.stride > self.context:
             raise ValueError(f"stride ({self.stride}) must be at most context ({self.context})")
         if self.corpus is None and self.conversations is None:
             raise ValueError("give corpus, conversations, or both: there is nothing to score on")

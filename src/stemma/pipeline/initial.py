@@ -12,6 +12,7 @@ import shlex
 import unicodedata
 from pathlib import Path
 
+from stemma import api
 from stemma.core import assets
 from stemma.core.errors import UsageError, printable
 from stemma.core.files import atomic_file
@@ -108,7 +109,7 @@ def write_recipe(
     else:
         spoken = model_reference(model, path.parent)
         seen = None if examples is None else relative(examples, path.parent)
-        text = going_on(found, spoken, seen)
+        text = going_on(found, spoken, seen, room=context_of(model))
     with atomic_file(path, "w") as file:
         file.write(text)
     return path
@@ -123,6 +124,12 @@ def model_reference(model: str, start: Path) -> str:
     return f"asset:{model}"
 
 
+def context_of(model: str) -> int:
+    """The longest power of two that a model's context holds; that of an asset is long enough."""
+    place = Path(model).expanduser()
+    return 1 << int(api.info(place)["context"]).bit_length() - 1 if place.exists() else 1 << 20
+
+
 def quoted(text: str) -> str:
     """A name as YAML writes it: YAML reads JSON's escapes, but not its pairs of surrogates."""
     return printable(json.dumps(text, ensure_ascii=False))
@@ -134,15 +141,25 @@ def blocks(recipe: str) -> dict[str, str]:
     return {"": parts[0]} | {part.split(":")[0].strip(): part for part in parts[1:]}
 
 
-def going_on(found: dict[str, object], model: str, examples: str | None) -> str:
-    """The recipe `my-docs` with someone's own names; without examples, without its chat stage."""
-    parts = blocks(shipped_text("my-docs"))
+def going_on(found: dict[str, object], model: str, examples: str | None, *, room: int) -> str:
+    """The recipe `my-docs` with someone's own names, in a context of at most `room`.
+
+    Without examples it has no chat stage.
+    """
+    parts = blocks(shipped_text("my-docs").replace("runs/my-docs", f"runs/{found['name']}"))
     corpus = parts["corpus"].replace("[docs]", f"[{found['quoted']}]")
     parts["corpus"] = corpus.replace(
         "    bad_lines", f"    text_key: {found['text_key']}\n    bad_lines"
     )
     for key in ("base", "scores"):
         parts[key] = re.sub('"?asset:smollm2-135m"?', lambda _: quoted(model), parts[key])
+    for key in ("base", "chat", "scores"):
+        parts[key] = re.sub(
+            r"(?<=    context: )\d+", lambda m: str(min(int(m[0]), room)), parts[key]
+        )
+        parts[key] = re.sub(
+            r"(?<=    stride: )\d+", lambda m: str(min(int(m[0]), room)), parts[key]
+        )
     parts["base"] = parts["base"].replace("tokens: 200k", f"tokens: {found['passes']}")
     if examples is None:
         del parts["chat"]
@@ -153,8 +170,8 @@ def going_on(found: dict[str, object], model: str, examples: str | None) -> str:
             parts[key] = parts[key].replace("model: chat", "model: base").replace(", base]", "]")
     else:
         parts["chat"] = parts["chat"].replace("[examples.jsonl]", f"[{quoted(examples)}]")
-    parts[""] = GOING_ON.format(**found, model=model)
-    return "".join(parts.values()).replace("runs/my-docs", f"runs/{found['name']}")
+    parts[""] = GOING_ON.format(**found, model=printable(model))
+    return "".join(parts.values())
 
 
 def with_chat(text: str, examples: str, found: dict[str, object]) -> str:

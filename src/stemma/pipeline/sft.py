@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from stemma import api
 from stemma.core import device as machine
 from stemma.core.config import StrictModel
-from stemma.core.errors import DataError
+from stemma.core.errors import DataError, UsageError
 from stemma.core.files import write_json
 from stemma.core.progress import LOG
 from stemma.data.conversation_files import KINDS
@@ -32,7 +32,7 @@ from stemma.data.conversations import (
     read_prepared,
 )
 from stemma.data.documents import BadLines, MaxDocumentBytes, RejectFile
-from stemma.data.messages import Message
+from stemma.data.messages import Conversation, Message
 from stemma.data.order import samples_of
 from stemma.data.packing import Plan, plan_whole, read_plan, write_plan
 from stemma.data.preflight import Preflight, checked
@@ -44,7 +44,7 @@ from stemma.eval.answers import answer_loss
 from stemma.infer.generate import generate
 from stemma.infer.sampling import Sampling
 from stemma.pipeline import training as shared
-from stemma.pipeline.chat_scores import first_turns, heldout_batches
+from stemma.pipeline.chat_scores import askable, first_turns, heldout_batches
 from stemma.pipeline.training import Training
 from stemma.pipeline.work import Work, read_groups, require_context
 from stemma.train.sft import assistant_loss
@@ -133,6 +133,7 @@ def run(stage: SftStage, work: Work) -> dict[str, Any]:
     training = shared.begin(
         stage, work, model, tokenizer, store, plan, num_steps=stage.num_steps(plan)
     )
+    require_ends_that_learn(training, preflight["end_ids"])
     api.end_with(model, preflight["end_ids"])
     watch = watcher(stage, training, renderer)
     if training.step == 0:
@@ -196,14 +197,19 @@ def prepare_data(
     seen = Preflight()
     train = read_prepared(work.folder / "conversations" / "train.jsonl")
     skip = stage.bad_lines == "skip"
-    rows = list(checked(train, renderer, stage.context, seen, skip=skip))
+    try:
+        store = write_rows(
+            folder, checked(train, renderer, stage.context, seen, skip=skip), tokenizer
+        )
+    except DataError as error:
+        if seen.samples:
+            raise
+        reasons = ", ".join(f"{reason} {n}" for reason, n in seen.dropped.items())
+        what = f"no conversation is left to train on ({reasons})" if reasons else error.what
+        fix = "raise context, or check the examples" if reasons else error.fix
+        raise DataError(what, place=error.place if not reasons else work.name, fix=fix) from error
     for sentence in seen.words():
         LOG.info("%s: %s", work.name, sentence)
-    if not rows:
-        reasons = ", ".join(f"{reason} {n}" for reason, n in seen.dropped.items())
-        what = f"no conversation is left to train on ({reasons})"
-        raise DataError(what, place=work.name, fix="raise context, or check the examples")
-    store = write_rows(folder, rows, tokenizer)
     plan = plan_whole(store.offsets, stage.context)
     preflight = {"format_version": 1, **seen.to_json()}
     write_json(folder / MARK, preflight)
@@ -233,31 +239,56 @@ def watcher(stage: SftStage, training: Training, renderer: Renderer) -> Callable
 
 
 def sampler(stage: SftStage, training: Training, renderer: Renderer) -> Callable[[], None]:
-    """A function that answers the recipe's prompts, or else held-out first turns."""
-    chosen, model = stage.samples, training.model
-    asked: list[tuple[Message, ...]] = [(Message("user", text),) for text in chosen.prompts]
-    if not asked:
-        asked = first_turns(heldout_part(stage, training.work), 4)
-    prompts = [renderer.prompt(messages) for messages in asked]
+    """A function that answers the recipe's prompts, or else held-out first turns.
+
+    Raises UsageError for a prompt that leaves no room in the context, before any training.
+    """
+    chosen, model, work = stage.samples, training.model, training.work
+    turns = [Conversation((Message("user", text),)) for text in chosen.prompts]
+    if not turns and chosen.every:
+        turns = first_turns(heldout_part(stage, work), 64)
+    asked = askable(turns, renderer, model.config.context)
+    if chosen.every and len(asked) < len(chosen.prompts):
+        what = f"a prompt leaves no room in the context of {model.config.context}"
+        what += ", or the template refuses it"
+        raise UsageError(what, place=f"{work.name}: samples.prompts", fix="shorten it")
+    asked = asked if chosen.prompts else asked[:4]
     ends = api.end_ids(model, training.tokenizer)
 
     def sample() -> None:
         settings = Sampling(
             temperature=chosen.temperature,
             max_new_tokens=chosen.max_new_tokens,
-            seed=training.work.seed,
+            seed=work.seed,
         )
+        prompts = [ids for _, ids in asked]
         made = (
             generate(model, training.tokenizer, prompts, settings, end_ids=ends) if prompts else []
         )
         shared.add_samples(
             training,
-            [messages[-1].content for messages in asked],
+            [turn.messages[-1].content for turn, _ in asked],
             [one.text for one in made],
             chosen.temperature,
         )
 
     return sample
+
+
+def require_ends_that_learn(training: Training, end_ids: list[int]) -> None:
+    """Refuse to train a model whose turns end with a token that it could never tell from another.
+
+    That is where the rows of tokens that were added are all alike and `trainable` leaves them out.
+    """
+    model = training.model
+    weight = model.embedding.weight if model.head is None else model.head.weight
+    if weight.requires_grad:
+        return
+    for token in end_ids:
+        if int((weight == weight[token]).all(-1).sum()) > 1:
+            rows = "embedding" if model.head is None else "head"
+            what = "the token that ends a turn was added, and the rows it is told by do not learn"
+            raise UsageError(what, place=f"{training.work.name}: trainable", fix=f"add {rows}")
 
 
 def heldout_losses(training: Training) -> dict[str, float | None]:
