@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 
 from stemma.core.errors import DataError, UsageError
 from stemma.pipeline import report_words as words
-from stemma.pipeline.report import write_report
+from stemma.pipeline.report import ledger, write_report
 from stemma.pipeline.report_facts import read_run
-from stemma.pipeline.report_ledger import document_checks, ledger, token_checks
+from stemma.pipeline.report_ledger import document_checks, token_checks
 from stemma.pipeline.report_plots import MAX_POINTS, Line, spread, thin
 
 VOID = {"meta"}
 INERT = {
-    *"html head meta title style body main header footer nav section h1 h2 h3 p a dl".split(),
+    *"html head meta title style body main header footer nav section h1 h2 h3 h4 p a dl".split(),
     *"div dt dd".split(),
     *"table caption thead tbody tr th td small i b figure figcaption details summary".split(),
     *"ul ol li blockquote span pre code svg g defs path use clipPath clippath rect text".split(),

@@ -7,16 +7,22 @@ Nothing from the run reaches the page unescaped (`report_markup`), and a content
 page's head forbids scripts and requests in any case.
 """
 
+import json
 import shlex
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from stemma.core.files import write_text
+from stemma.pipeline import (
+    report_answers,
+    report_conversations,
+    report_ledger,
+    report_results,
+)
 from stemma.pipeline import report_facts as facts
-from stemma.pipeline import report_ledger, report_results
 from stemma.pipeline import report_words as words
-from stemma.pipeline.report_facts import RunRecord
+from stemma.pipeline.report_facts import TRAINING_KINDS, RunRecord, StageRecord
 from stemma.pipeline.report_markup import (
     Html,
     element,
@@ -46,17 +52,7 @@ def write_report(run_folder: Path) -> Path:
 
 def page(run: RunRecord) -> str:
     """The whole page."""
-    sections = [
-        ("scores", "Scores", report_results.scores(run)),
-        ("curves", "Learning curves", report_results.curves(run)),
-        ("samples", "Samples along training", report_results.samples(run)),
-        ("ledger", "Ledger", report_ledger.ledger(run)),
-        ("stages", "Stages", stages(run)),
-        ("use", "Write with the model", use(run)),
-        ("repeat", "Repeat the run", repeat(run)),
-        ("machine", "Machine and versions", machine(run)),
-        ("files", "Files and recipe", files(run)),
-    ]
+    sections = contents(run)
     style = (resources.files("stemma.pipeline") / "report.css").read_text("utf-8")
     head = element(
         "head",
@@ -79,37 +75,51 @@ def page(run: RunRecord) -> str:
     return f"<!doctype html>\n{document}\n"
 
 
+def contents(run: RunRecord) -> list[tuple[str, str, Html]]:
+    """Key, title and content of every section, in their order."""
+    talks = bool(run.of_kind("sft")) or any(s.answers for s in run.of_kind("evaluate"))
+    answers = [("answers", "Answers side by side", report_answers.side_by_side(run))]
+    return [
+        ("scores", "Scores", scores(run)),
+        *(answers if talks else []),
+        ("curves", "Learning curves", report_results.curves(run)),
+        ("samples", "Samples along training", report_results.samples(run)),
+        ("ledger", "Ledger", ledger(run)),
+        ("stages", "Stages", stages(run)),
+        ("use", "Talk with the model" if talks else "Write with the model", use(run)),
+        ("repeat", "Repeat the run", repeat(run)),
+        ("machine", "Machine and versions", machine(run)),
+        ("files", "Files and recipe", files(run)),
+    ]
+
+
 def header(run: RunRecord, links: Any) -> Html:
     """Name, the summary in a few sentences, the main figures, and the contents."""
     unfinished = words.progress_words(run)
-    said = (words.made_words(run), words.score_words(run), words.cost_words(run))
+    said = (
+        words.made_words(run),
+        words.score_words(run),
+        words.answer_words(run),
+        words.cost_words(run),
+    )
     return element(
         "header",
         element("p", "Run report", class_="over"),
         element("h1", run.name),
         element("p", unfinished, class_="state") if unfinished else None,
-        element("div", paragraphs(*said), class_="lead"),
+        element("div", paragraphs(*map(words.unbroken, said)), class_="lead"),
         element("dl", *main_figures(run), class_="figures"),
         element("nav", *links, aria_label="Contents"),
     )
 
 
+Figure: TypeAlias = tuple[str, str, str | None]
+"""What a number is, the number, and the class of its box."""
+
+
 def main_figures(run: RunRecord) -> list[Html]:
     """The few numbers that a reader looks for first; those not there yet are left out."""
-    evaluated, trained = run.last("evaluate"), run.last("pretrain")
-    found = words.standing(run, evaluated) if evaluated else None
-    entries: list[tuple[str, str, str | None]] = []
-    if found:
-        value = words.digits(found.model["bits_per_byte"])
-        entries.append(("bits per byte, held-out text", value, "own"))
-        if found.baseline:
-            bar = words.digits(found.baseline["bits_per_byte"])
-            entries.append((f"best baseline, {found.baseline['name']}", bar, None))
-    if trained:
-        entries += [
-            ("parameters", words.short(trained.summary.get("parameters")), None),
-            ("tokens trained on", words.short(trained.summary.get("tokens")), None),
-        ]
+    entries = [*answer_figures(run), *score_figures(run), *training_figures(run)]
     if run.stages:
         entries += [
             ("all stages together", words.duration(run.seconds), None),
@@ -119,6 +129,71 @@ def main_figures(run: RunRecord) -> list[Html]:
         element("div", element("dt", term), element("dd", value), class_=kind)
         for term, value, kind in entries
     ]
+
+
+def answer_figures(run: RunRecord) -> list[Figure]:
+    """How the model answers: the share that ends, and the loss of held-out answers."""
+    stage, tuned = run.answered, run.last("sft")
+    if stage is not None:
+        score = words.answering(run, stage)
+        share, loss = words.stopped_share(score), score.get("answer_loss")
+    else:
+        share, loss = None, tuned.part("heldout_loss").get("after") if tuned else None
+    entries: list[Figure] = []
+    if share is not None:
+        entries.append(("of its answers end by themselves", words.percent(share), "own"))
+    if facts.is_finite(loss):
+        entries.append(("nats per token, held-out answers", words.digits(loss), "own"))
+    return entries
+
+
+def score_figures(run: RunRecord) -> list[Figure]:
+    """Bits per byte of the model and of the best baseline."""
+    stage = run.scored
+    found = words.standing(run, stage) if stage else None
+    if stage is None or found is None:
+        return []
+    name = words.model_name(run, stage, found.model)
+    of = "" if name == "it" else f", {name}"
+    value = words.digits(found.model["bits_per_byte"])
+    entries: list[Figure] = [(f"bits per byte, held-out text{of}", value, "own")]
+    if found.baseline:
+        bar = words.digits(found.baseline["bits_per_byte"])
+        entries.append((f"best baseline, {found.baseline['name']}", bar, None))
+    return entries
+
+
+def training_figures(run: RunRecord) -> list[Figure]:
+    """Size of the model, and how much it was trained on."""
+    base, tuned, last = run.last("pretrain"), run.last("sft"), run.last(*TRAINING_KINDS)
+    entries: list[Figure] = []
+    if last:
+        entries.append(("parameters", words.short(last.summary.get("parameters")), None))
+    if base:
+        entries.append(("tokens trained on", words.short(base.summary.get("tokens")), None))
+    if tuned:
+        count = tuned.part("conversations").get("train")
+        entries.append(("conversations tuned on", words.short(count), None))
+    return entries
+
+
+def scores(run: RunRecord) -> Html:
+    """Scores on documents and on conversations, whichever there are."""
+    found = [report_results.scores(run), report_answers.scores(run)]
+    if any(found):
+        return join(found)
+    return element("p", words.waiting(run, "Scores", "evaluate"), class_="quiet")
+
+
+def ledger(run: RunRecord) -> Html:
+    """Where documents, conversations and tokens went, and whether the accounts balance."""
+    parts = report_ledger.document_ledgers(run) + report_conversations.conversation_ledgers(run)
+    if not parts:
+        kinds = ("curate", *TRAINING_KINDS)
+        return element("p", words.waiting(run, "Ledger", *kinds), class_="quiet")
+    intro = "Everything that was read and every token that was stored, accounted for."
+    missing = None if run.last(*TRAINING_KINDS) else words.waiting(run, "Tokens", *TRAINING_KINDS)
+    return join([element("p", intro), *parts, paragraphs(missing, class_="quiet")])
 
 
 def stages(run: RunRecord) -> Html:
@@ -149,21 +224,54 @@ def stages(run: RunRecord) -> Html:
 
 
 def use(run: RunRecord) -> Html:
-    """How to write with the model, at the command line and in Python."""
-    if not run.last("pretrain"):
-        return element("p", words.waiting(run, "pretrain", "A model"), class_="quiet")
-    place, prompt = shown_place(run.folder), example_prompt(run)
-    python = (
-        "import stemma\n\n"
-        f"model, tokenizer = stemma.load({place!r})\n"
-        f"print(stemma.generate(model, tokenizer, {prompt!r}, max_new_tokens=100, seed=0))"
-    )
+    """How to talk or write with the model, at the command line and in Python."""
+    last = run.last(*TRAINING_KINDS)
+    if last is None:
+        return element("p", words.waiting(run, "A model", *TRAINING_KINDS), class_="quiet")
+    place, prompt = shown_place(run.folder), example_prompt(last)
+    if last.kind != "sft":
+        return write_with(place, prompt)
+    base = run.last("pretrain")
+    quoted = json.dumps(prompt, ensure_ascii=False)  # Python reads it too
     return join(
         [
-            code(f"stemma generate {shlex.quote(place)} --prompt {shlex.quote(prompt)}"),
-            element("p", "The same in Python:"),
-            code(python),
+            code(f"stemma chat {shlex.quote(place)}"),
+            element("p", "One answer in Python:"),
+            code(python(place, f'[{{"role": "user", "content": {quoted}}}]')),
+            *(
+                [
+                    element("p", f"The stage {base.name} still continues texts:"),
+                    code(generate_command(f"{place}/{base.name}", example_prompt(base))),
+                ]
+                if base
+                else []
+            ),
         ]
+    )
+
+
+def write_with(place: str, prompt: str) -> Html:
+    """How to let a model continue a text."""
+    return join(
+        [
+            code(generate_command(place, prompt)),
+            element("p", "The same in Python:"),
+            code(python(place, repr(prompt))),
+        ]
+    )
+
+
+def generate_command(place: str, prompt: str) -> str:
+    """The command that continues a prompt."""
+    return f"stemma generate {shlex.quote(place)} --prompt {shlex.quote(prompt)}"
+
+
+def python(place: str, asked: str) -> str:
+    """Lines of Python that load the model and print what it writes; `asked` is an expression."""
+    return (
+        "import stemma\n\n"
+        f"model, tokenizer = stemma.load({place!r})\n"
+        f"print(stemma.generate(model, tokenizer, {asked}, max_new_tokens=100, seed=0))"
     )
 
 
@@ -198,11 +306,12 @@ def shown_place(folder: Path) -> str:
     return str(folder.relative_to(here)) if folder.is_relative_to(here) else str(folder)
 
 
-def example_prompt(run: RunRecord) -> str:
-    """The first prompt of the samples where it fits on a line."""
-    prompts = [s.get("prompt") for stage in run.of_kind("pretrain") for s in stage.samples]
+def example_prompt(stage: StageRecord) -> str:
+    """The first prompt of the stage's samples that fits on a line, else one of our own."""
+    prompts = [sample.get("prompt") for sample in stage.samples]
     fitting = [p for p in prompts if isinstance(p, str) and 0 < len(p) <= 60 and p.isprintable()]
-    return fitting[0] if fitting else "Once upon a time"
+    own = "Hello, who are you?" if stage.kind == "sft" else "Once upon a time"
+    return fitting[0] if fitting else own
 
 
 MACHINE_ROWS = {

@@ -11,15 +11,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from stemma.core.errors import DataError, UsageError
 from stemma.core.files import resource_error
 
 FORMAT_VERSION = 1
 REPEAT = "run the recipe again"
+TRAINING_KINDS = ("pretrain", "sft")  # kinds of stages that make a model
 
 Row = dict[str, Any]
+Role: TypeAlias = Literal["model", "before", "baseline"]
+"""Whose score it is: a model of the run, one from before the run, or a method to compare with."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,15 @@ class StageRecord:
     def config(self) -> Row:
         return mapping(self.record.get("config"))
 
-    @property
+    @cached_property
     def scores(self) -> list[Row]:
-        """Rows of scores, those without a usable interval with None for it."""
-        found = self.summary.get("scores")
-        rows = [r for r in found if isinstance(r, dict)] if isinstance(found, list) else []
-        return [r | {"interval": usable_interval(r.get("interval"))} for r in rows]
+        """Scores in bits per byte, those without a usable interval with None for it."""
+        return [r for r in score_rows(self.summary) if is_finite(r.get("bits_per_byte"))]
+
+    @cached_property
+    def answers(self) -> list[Row]:
+        """How each model answered held-out first turns, in the order of the evaluation."""
+        return score_rows(self.part("chat"))
 
     @cached_property
     def metrics(self) -> list[Row]:
@@ -109,18 +115,36 @@ class RunRecord:
     def peak_memory(self) -> float:
         return max((stage.peak_memory for stage in self.stages.values()), default=0.0)
 
-    def of_kind(self, kind: str) -> list[StageRecord]:
-        """Stages of a kind, in their order."""
-        return [stage for stage in self.stages.values() if stage.kind == kind]
+    def of_kind(self, *kinds: str) -> list[StageRecord]:
+        """Stages of these kinds, in their order."""
+        return [stage for stage in self.stages.values() if stage.kind in kinds]
 
-    def last(self, kind: str) -> StageRecord | None:
-        """The last complete stage of a kind."""
-        found = [s for s in self.of_kind(kind) if s.status == "complete"]
+    def last(self, *kinds: str) -> StageRecord | None:
+        """The last complete stage of these kinds."""
+        found = [s for s in self.of_kind(*kinds) if s.status == "complete"]
         return found[-1] if found else None
 
-    def is_model(self, score: Row) -> bool:
-        """Whether a score is the trained model's, not a baseline's."""
-        return score.get("name") in {"model", *(s.name for s in self.of_kind("pretrain"))}
+    @property
+    def scored(self) -> StageRecord | None:
+        """The last complete evaluation that scored documents."""
+        found = [s for s in self.of_kind("evaluate") if s.status == "complete" and s.scores]
+        return found[-1] if found else None
+
+    @property
+    def answered(self) -> StageRecord | None:
+        """The last complete evaluation that asked models to answer."""
+        found = [s for s in self.of_kind("evaluate") if s.status == "complete" and s.answers]
+        return found[-1] if found else None
+
+    def role(self, stage: StageRecord, score: Row) -> Role:
+        """Whose score it is that an evaluation gave."""
+        name = str(score.get("name"))
+        own = {"model", stage.config.get("model"), *(s.name for s in self.of_kind(*TRAINING_KINDS))}
+        if name in own:
+            return "model"
+        others = stage.config.get("before")
+        known = others if isinstance(others, list) else []
+        return "before" if name in known or name.startswith("asset:") else "baseline"
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -214,6 +238,13 @@ def is_finite(value: object) -> bool:
 def number(value: Any) -> float:
     """The value where it is a finite number, else 0."""
     return value if is_finite(value) else 0
+
+
+def score_rows(part: Row) -> list[Row]:
+    """The rows under `scores`; an interval that is not usable becomes None."""
+    found = part.get("scores")
+    rows = [r for r in found if isinstance(r, dict)] if isinstance(found, list) else []
+    return [r | {"interval": usable_interval(r.get("interval"))} for r in rows]
 
 
 def usable_interval(value: Any) -> list[float] | None:

@@ -93,19 +93,10 @@ def token_checks(stage: StageRecord) -> list[Check]:
     return checks
 
 
-def ledger(run: RunRecord) -> Html:
-    """Where documents, bytes and tokens went, and whether the account balances."""
+def document_ledgers(run: RunRecord) -> list[Html]:
+    """The ledgers of documents and of their tokens, as far as they are there."""
     parts = [document_ledger(s) for s in run.of_kind("curate") if s.part("read")]
-    parts += [token_ledger(s) for s in run.of_kind("pretrain") if s.part("ledger")]
-    if not parts:
-        return element("p", words.waiting(run, "curate", "Ledger"), class_="quiet")
-    intro = "Every document that was read and every token that was stored, accounted for."
-    missing = (
-        None
-        if run.last("pretrain")
-        else element("p", words.waiting(run, "pretrain", "Tokens"), class_="quiet")
-    )
-    return join([element("p", intro), *parts, missing])
+    return parts + [token_ledger(s) for s in run.of_kind("pretrain") if s.part("ledger")]
 
 
 def checks(made: list[Check]) -> Html:

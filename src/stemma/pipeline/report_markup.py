@@ -102,3 +102,22 @@ def pairs(entries: Iterable[tuple[str, Content]]) -> Html:
 def folded(title: str, *contents: Content) -> Html:
     """Content that opens on a click."""
     return element("details", element("summary", title), *contents)
+
+
+def bar(value: float, interval: Sequence[float] | None, longest: float) -> Html:
+    """A bar with its interval as a bracket. The number beside it says the same in text."""
+
+    def share(part: float) -> str:
+        return f"{100 * min(1.0, max(0.0, part / longest)):.2f}%"
+
+    bracket = None
+    if interval:
+        low, high = interval
+        bracket = element("b", style=f"left:{share(low)};width:{share(high - low)}")
+    return element(
+        "div",
+        element("i", style=f"width:{share(value)}"),
+        bracket,
+        class_="bar",
+        aria_hidden="true",
+    )

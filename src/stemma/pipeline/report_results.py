@@ -7,9 +7,17 @@ from typing import TypeVar
 
 from stemma.core.errors import ResourceError
 from stemma.pipeline import report_words as words
-from stemma.pipeline.report_facts import Row, RunRecord, StageRecord, is_finite, number
+from stemma.pipeline.report_facts import (
+    TRAINING_KINDS,
+    Row,
+    RunRecord,
+    StageRecord,
+    is_finite,
+    number,
+)
 from stemma.pipeline.report_markup import (
     Html,
+    bar,
     element,
     escape,
     folded,
@@ -25,14 +33,22 @@ SHOWN_PROMPTS = 4
 SHOWN_CHARACTERS = 1500  # of a sample
 SHOWN_NUMBERS = 12  # rows of the table behind the curves
 
+ROW_CLASSES = {"model": "own", "before": "before", "baseline": "other"}
+
+LARGE = {  # curves of the log: what they show, and their colour
+    "heldout_bits_per_byte": ("held-out text, bits per byte", MODEL),
+    "heldout_answer_loss": ("held-out answers, nats per token", MODEL),
+    "loss": ("training loss, nats per token", TRAINING),
+}
+
 Item = TypeVar("Item")
 
 
 def scores(run: RunRecord) -> Html:
-    """Every evaluation as a table that is its own bar chart."""
+    """Every evaluation of documents as a table that is its own bar chart."""
     found = [stage for stage in run.of_kind("evaluate") if stage.scores]
     if not found:
-        return element("p", words.waiting(run, "evaluate", "Scores"), class_="quiet")
+        return Html()
     several = len(run.of_kind("evaluate")) > 1
     return join(
         [
@@ -51,22 +67,22 @@ def scores(run: RunRecord) -> Html:
 
 def score_table(run: RunRecord, stage: StageRecord) -> Html:
     """Scores, best first, with bars that start at zero."""
-    rows = [r for r in stage.scores if is_finite(r.get("bits_per_byte"))]
-    rows.sort(key=lambda r: r["bits_per_byte"])
+    rows = sorted(stage.scores, key=lambda r: r["bits_per_byte"])
     ends = [r["bits_per_byte"] for r in rows] + [r["interval"][1] for r in rows if r["interval"]]
     longest = max([1e-9, *ends])
     found = words.standing(run, stage)
-    own = found.model["bits_per_byte"] if found else None
     heldout = stage.part("heldout")
     caption = (
         f"Scored on {words.counted(heldout.get('documents'), 'document')} held out, "
         f"{words.size(heldout.get('bytes'))}. Brackets: 95 % interval."
     )
+    name = str(found.model.get("name")) if found else "model"
+    against = f"against {'the model' if name == 'model' else name}"
     return join(
         [
             table(
-                ["method", "shorter is better", "bits per byte", "against the model"],
-                [score_row(run, r, longest, own) for r in rows],
+                ["method", "shorter is better", "bits per byte", against],
+                [score_row(run, stage, r, longest, found.model if found else None) for r in rows],
                 classes=(None, "bars", "number", "number wide"),
                 caption=caption,
                 class_="scores",
@@ -77,46 +93,32 @@ def score_table(run: RunRecord, stage: StageRecord) -> Html:
     )
 
 
-def score_row(run: RunRecord, score: Row, longest: float, own: float | None) -> Html:
-    """One method: name and note, bar, number, difference."""
-    value, interval, model = score["bits_per_byte"], score["interval"], run.is_model(score)
+def score_row(
+    run: RunRecord, stage: StageRecord, score: Row, longest: float, model: Row | None
+) -> Html:
+    """One method: name and note, bar, number, difference to the model."""
+    value, interval, role = score["bits_per_byte"], score["interval"], run.role(stage, score)
     span = f"{words.digits(interval[0])} – {words.digits(interval[1])}" if interval else None
-    share = f"{100 * (value - own) / own:+.1f} %".replace("-", "−") if own and not model else ""
+    own = model["bits_per_byte"] if model and score is not model else 0
+    share = f"{100 * (value - own) / own:+.1f} %".replace("-", "−") if own else ""
     name = "this model" if score.get("name") == "model" else str(score.get("name"))
+    notes = ["before training" if role == "before" else "", str(score.get("note") or "")]
+    note = ", ".join(filter(None, notes))
     cells = [
-        join([name, element("small", score["note"]) if score.get("note") else None]),
+        join([name, element("small", note) if note else None]),
         bar(value, interval, longest),
         join([words.digits(value), element("small", span) if span else None]),
         share,
     ]
     classes = (None, "bars", "number", "number wide")
-    return row(cells, classes=classes, class_="own" if model else "other")
-
-
-def bar(value: float, interval: list[float] | None, longest: float) -> Html:
-    """A bar with its interval as a bracket. The number beside it says the same in text."""
-
-    def share(part: float) -> str:
-        return f"{100 * min(1.0, max(0.0, part / longest)):.2f}%"
-
-    bracket = None
-    if interval:
-        low, high = interval
-        bracket = element("b", style=f"left:{share(low)};width:{share(high - low)}")
-    return element(
-        "div",
-        element("i", style=f"width:{share(value)}"),
-        bracket,
-        class_="bar",
-        aria_hidden="true",
-    )
+    return row(cells, classes=classes, class_=ROW_CLASSES[role])
 
 
 def curves(run: RunRecord) -> Html:
     """The curves of every training stage that has begun."""
-    found = [stage for stage in run.of_kind("pretrain") if stage.series("loss")[0]]
+    found = [stage for stage in run.of_kind(*TRAINING_KINDS) if stage.series("loss")[0]]
     if not found:
-        return element("p", words.waiting(run, "pretrain", "Training"), class_="quiet")
+        return element("p", words.waiting(run, "Training", *TRAINING_KINDS), class_="quiet")
     return join(stage_curves(run, stage, index) for index, stage in enumerate(found))
 
 
@@ -126,14 +128,48 @@ def stage_curves(run: RunRecord, stage: StageRecord, index: int) -> Html:
         pictures = element("div", *charts(run, stage, f"c{index}"), class_="charts")
     except ResourceError as error:
         pictures = element("p", f"Without pictures: {error}.", class_="quiet")
-    several = len(run.of_kind("pretrain")) > 1
+    several = len(run.of_kind(*TRAINING_KINDS)) > 1
     return join(
         [
             element("h3", stage.name) if several else None,
-            element("p", network_words(stage), class_="quiet") if stage.part("model") else None,
+            paragraphs(
+                beginning_words(stage),
+                network_words(stage) if stage.part("model") and not index else None,
+                loss_words(stage),
+                class_="quiet",
+            ),
             pictures,
             folded("Numbers behind the curves", number_table(stage)),
         ]
+    )
+
+
+def beginning_words(stage: StageRecord) -> str:
+    """What a stage began from, and how much of it was trained."""
+    if not stage.config.get("init"):
+        return ""
+    trained, total = (stage.summary.get(key) for key in ("trained_parameters", "parameters"))
+    part = ""
+    if is_finite(trained) and is_finite(total):
+        all_of_it = trained == total
+        part = (
+            " All of it was trained."
+            if all_of_it
+            else (f" {words.short(trained)} of its {words.short(total)} parameters were trained.")
+        )
+    return f"It began as {stage.config['init']}.{part}"
+
+
+def loss_words(stage: StageRecord) -> str:
+    """The loss of held-out answers before and after."""
+    losses = stage.part("heldout_loss")
+    before, after = losses.get("before"), losses.get("after")
+    if not is_finite(before) or not is_finite(after):
+        return ""
+    change = f" ({100 * (after - before) / before:+.1f} %)".replace("-", "−") if before else ""
+    return (
+        f"Loss of held-out answers: {words.digits(before)} nats per token before the first step, "
+        f"{words.digits(after)} after the last{change}."
     )
 
 
@@ -149,27 +185,12 @@ def network_words(stage: StageRecord) -> str:
 
 def charts(run: RunRecord, stage: StageRecord, key: str) -> list[Html]:
     """Held-out score and training loss large, what steers and measures training small."""
-    large = [
-        ("heldout_bits_per_byte", "held-out text, bits per byte", MODEL, guides(run)),
-        ("loss", "training loss, nats per token", TRAINING, []),
-    ]
     small = [
         ("learning_rate", "learning rate", None),
         ("gradient_norm", "gradient norm before clipping", 2),
         ("tokens_per_second", "tokens per second", None),
     ]
-    made = []
-    for name, title, colour, levels in large:
-        tokens, values = stage.series(name)
-        chart = Chart(
-            key=f"{key}-{name}",
-            words=title,
-            line=Line(tokens, values, colour),
-            guides=levels,
-            margin=124 if levels else 50,
-            end_name="this model" if levels else "",
-        )
-        made.append(picture(chart, None) if values else Html())
+    made = [large_chart(run, stage, key, name) for name in LARGE]
     for name, title, decimals in small:
         tokens, values = stage.series(name)
         chart = Chart(
@@ -185,6 +206,25 @@ def charts(run: RunRecord, stage: StageRecord, key: str) -> list[Html]:
     return made
 
 
+def large_chart(run: RunRecord, stage: StageRecord, key: str, name: str) -> Html:
+    """One of the curves that matter; nothing where the log does not have it."""
+    title, colour = LARGE[name]
+    tokens, values = stage.series(name)
+    if not values:
+        return Html()
+    shown = guides(run) if name == "heldout_bits_per_byte" else []
+    own = stage.name if len(run.of_kind(*TRAINING_KINDS)) > 1 else "this model"
+    chart = Chart(
+        key=f"{key}-{name}",
+        words=title,
+        line=Line(tokens, values, colour),
+        guides=shown,
+        margin=124 if shown else 50,
+        end_name=own if shown else "",
+    )
+    return picture(chart, None)
+
+
 def picture(chart: Chart, class_: str | None) -> Html:
     """A chart with what it shows in words."""
     caption = element("figcaption", chart_words(chart))
@@ -192,11 +232,15 @@ def picture(chart: Chart, class_: str | None) -> Html:
 
 
 def guides(run: RunRecord) -> list[tuple[str, float]]:
-    """Baselines of the last evaluation."""
-    stage = run.last("evaluate")
-    rows = [r for r in stage.scores if not run.is_model(r)] if stage else []
+    """Baselines of the last evaluation of documents, and models from before the run."""
+    stage = run.scored
+    if stage is None:
+        return []
+    named = [(run.role(stage, r), str(r.get("name")), r["bits_per_byte"]) for r in stage.scores]
     return [
-        (str(r.get("name")), r["bits_per_byte"]) for r in rows if is_finite(r.get("bits_per_byte"))
+        (f"{name}, before training" if role == "before" else name, value)
+        for role, name, value in named
+        if role != "model"
     ]
 
 
@@ -208,17 +252,22 @@ def chart_words(chart: Chart) -> str:
         return f"Highest {level(max(values), chart)}, median {middle}."
     start = f"From {level(values[0], chart)} to " if len(values) > 1 else ""
     said = f"{start}{level(values[-1], chart)} after {tokens} tokens."
+    lowest = min(range(len(values)), key=lambda place: values[place])
+    if chart.line.colour == MODEL and level(values[lowest], chart) != level(values[-1], chart):
+        said += f" Lowest: {level(values[lowest], chart)}"
+        said += f" after {words.short(chart.line.tokens[lowest])}."
     if not chart.guides:
         return said
     top = visible_range(chart)[1]
     above = [f"{name} ({level(bar, chart)})" for name, bar in chart.guides if bar > top]
-    said += " The curve: a part of the held-out text. Dashed: baselines on the whole of it."
+    said += " The curve: a part of the held-out text. Dashed: scores on the whole of it."
     return said + (f" Above the picture: {words.listed(above)}." if above else "")
 
 
 def number_table(stage: StageRecord) -> Html:
     """Some points of the curves, evenly spread, as numbers."""
-    losses, scored = stage.series("loss"), stage.series("heldout_bits_per_byte")
+    held = "heldout_answer_loss" if stage.kind == "sft" else "heldout_bits_per_byte"
+    losses, scored = stage.series("loss"), stage.series(held)
     rates = stage.series("learning_rate")
     rows = [
         row(
@@ -230,9 +279,9 @@ def number_table(stage: StageRecord) -> Html:
             ],
             classes=["number"] * 4,
         )
-        for tokens in picked(scored[0] or losses[0], SHOWN_NUMBERS)
+        for tokens in picked(scored[0] if len(scored[0]) > 2 else losses[0], SHOWN_NUMBERS)
     ]
-    heads = ["tokens", "loss, nats per token", "held-out bits per byte", "learning rate"]
+    heads = ["tokens", *(LARGE[name][0] for name in ("loss", held)), "learning rate"]
     return table(heads, rows, classes=["number"] * 4, caption="Some points of the curves")
 
 
@@ -254,12 +303,12 @@ def picked(items: Sequence[Item], limit: int) -> list[Item]:
 
 
 def samples(run: RunRecord) -> Html:
-    """What the model wrote along training, in the order of the steps."""
-    found = [stage for stage in run.of_kind("pretrain") if stage.samples]
+    """What the models wrote along training, in the order of the steps."""
+    found = [stage for stage in run.of_kind(*TRAINING_KINDS) if stage.samples]
     if not found:
         return (
-            element("p", words.waiting(run, "pretrain", "Samples"), class_="quiet")
-            if not run.last("pretrain")
+            element("p", words.waiting(run, "Samples", *TRAINING_KINDS), class_="quiet")
+            if not run.last(*TRAINING_KINDS)
             else element("p", "The recipe asks for no samples.", class_="quiet")
         )
     return join(stage_samples(run, stage) for stage in found)
@@ -271,10 +320,12 @@ def stage_samples(run: RunRecord, stage: StageRecord) -> Html:
     for sample in stage.samples:
         by_prompt.setdefault(str(sample.get("prompt", "")), []).append(sample)
     blocks: list[Html] = []
+    continued, several = stage.kind != "sft", len(run.of_kind(*TRAINING_KINDS)) > 1
     for prompt, made in list(by_prompt.items())[:SHOWN_PROMPTS]:
         made.sort(key=lambda sample: number(sample.get("step")))
-        texts = element("ol", *map(sample_text, picked(made, SHOWN_SAMPLES)), class_="texts")
-        blocks += [element("h3", prompt_words(prompt)), texts]
+        cards = (sample_text(s, continued=continued) for s in picked(made, SHOWN_SAMPLES))
+        heading = element("h4" if several else "h3", prompt_words(prompt))
+        blocks += [heading, element("ol", *cards, class_="texts")]
     shown = sum(min(len(m), SHOWN_SAMPLES) for m in list(by_prompt.values())[:SHOWN_PROMPTS])
     last = stage.samples[-1]
     said = (
@@ -282,7 +333,6 @@ def stage_samples(run: RunRecord, stage: StageRecord) -> Html:
         f"{last.get('seed')}; nothing was chosen by hand. {shown} of {len(stage.samples)} shown, "
         f"all are in {stage.name}/samples.jsonl."
     )
-    several = len(run.of_kind("pretrain")) > 1
     return join([element("h3", stage.name) if several else None, element("p", said), *blocks])
 
 
@@ -295,14 +345,20 @@ def prompt_words(prompt: str) -> Html:
     )
 
 
-def sample_text(sample: Row) -> Html:
-    """One sample: when it was written, and the text with the prompt set apart."""
+def sample_text(sample: Row, *, continued: bool) -> Html:
+    """One sample: when it was written, and the text; a prompt that it continues is set apart."""
     prompt, text = str(sample.get("prompt", "")), str(sample.get("text", ""))
-    text = text.removeprefix(prompt) if prompt else text
     head = f"step {words.whole(sample.get('step'))} · {words.short(sample.get('tokens'))} tokens"
+    if not continued:
+        return card(head, text)
+    return card(head, text.removeprefix(prompt) if prompt else text, prompt)
+
+
+def card(head: Html | str, text: str, prompt: str = "") -> Html:
+    """A text that a model wrote under a line that says when or by whom."""
     said = element(
         "blockquote",
-        element("span", words.shortened(prompt, 400), class_="prompt"),
+        element("span", words.shortened(prompt, 400), class_="prompt") if prompt else None,
         words.shortened(text, SHOWN_CHARACTERS),
         dir="auto",
         tabindex="0",
