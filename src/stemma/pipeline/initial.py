@@ -105,7 +105,7 @@ def write_recipe(
     if model is None:
         text = TEMPLATE.format(**found)
         if examples is not None:
-            text = with_chat(text, relative(examples, path.parent), found)
+            text = with_chat(text, relative(examples, path.parent))
     else:
         spoken = model_reference(model, path.parent)
         seen = None if examples is None else relative(examples, path.parent)
@@ -155,10 +155,9 @@ def going_on(found: dict[str, object], model: str, examples: str | None, *, room
         parts[key] = re.sub('"?asset:smollm2-135m"?', lambda _: quoted(model), parts[key])
     for key in ("base", "chat", "scores"):
         parts[key] = re.sub(
-            r"(?<=    context: )\d+", lambda m: str(min(int(m[0]), room)), parts[key]
-        )
-        parts[key] = re.sub(
-            r"(?<=    stride: )\d+", lambda m: str(min(int(m[0]), room)), parts[key]
+            r"(?m)^(    (?:context|stride): )(\d+)",
+            lambda found: f"{found[1]}{min(int(found[2]), room)}",
+            parts[key],
         )
     parts["base"] = parts["base"].replace("tokens: 200k", f"tokens: {found['passes']}")
     if examples is None:
@@ -174,7 +173,7 @@ def going_on(found: dict[str, object], model: str, examples: str | None, *, room
     return "".join(parts.values())
 
 
-def with_chat(text: str, examples: str, found: dict[str, object]) -> str:
+def with_chat(text: str, examples: str) -> str:
     """The recipe for a network from nothing, with a stage that teaches it to answer."""
     parts, chat = blocks(text), blocks(shipped_text("quickstart"))["chat"]
     chat = chat.replace('["asset:chatterbot"]', f"[{quoted(examples)}]")
