@@ -244,7 +244,7 @@ def test_misspelt_variable_is_named(stemma, monkeypatch):
 
 
 def test_bug_is_one_line_too(stemma, monkeypatch):
-    monkeypatch.setattr(cli, "listed_recipes", lambda: 1 / 0)
+    monkeypatch.setattr(cli.catalogue, "listed_recipes", lambda: 1 / 0)
     code, _, err = stemma("list", "recipes")
     assert code == 1 and len(err.splitlines()) == 1 and "--debug" in err
     with pytest.raises(ZeroDivisionError):
@@ -262,7 +262,7 @@ def test_signal_anywhere_is_one_line_and_its_exit_code(stemma, monkeypatch, numb
         return {}
 
     before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
-    monkeypatch.setattr(cli, "listed_recipes", shielded)
+    monkeypatch.setattr(cli.catalogue, "listed_recipes", shielded)
     try:
         got, _, err = stemma("list", "recipes")
     finally:
@@ -275,6 +275,6 @@ def test_full_memory_is_exit_code_5(stemma, monkeypatch):
     def allocate():
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 10 bytes")
 
-    monkeypatch.setattr(cli, "listed_recipes", allocate)
+    monkeypatch.setattr(cli.catalogue, "listed_recipes", allocate)
     code, _, err = stemma("list", "recipes")
     assert code == 5 and "out of memory" in err
