@@ -35,6 +35,7 @@ PLANTED = {
         "import stemma.data.order",
     ),
     "Data knows signals, not networks": ("data/order.py", "import stemma.nn.norm"),
+    "Serving needs no training": ("serve/engine.py", "import stemma.train.loop"),
     "Model files stand alone (a composite is listed under ignore_imports, nothing else)": (
         "models/llama.py",
         "import stemma.models.gpt2",

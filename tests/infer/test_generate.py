@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from stemma.core.errors import ModelError, UsageError
+from stemma.infer import generate as generation
 from stemma.infer.generate import Generation, generate, stream
 from stemma.infer.sampling import Sampling, uniform
 
@@ -337,3 +338,38 @@ def test_finished_rows_leave_the_batch(say, tokenizer):
     short, long = generate(model, tokenizer, ["a", "b"], sampling)
     assert (short.text, long.text) == ("", "bbbb")
     assert widths == [2, 1, 1, 1]
+
+
+MANY = {"even": [[65] * 11, [66] * 11], "ragged": ["a", "a longer one", [70] * 9]}
+
+
+@pytest.mark.parametrize("prompts", MANY.values(), ids=MANY)
+@pytest.mark.parametrize("chunk", [1, 4, 11])
+def test_a_prompt_read_in_parts_is_the_prompt_read_at_once(
+    model, tokenizer, monkeypatch, prompts, chunk
+):
+    sampling = Sampling(temperature=1.0, seed=3, max_new_tokens=12, logprobs=3)
+    whole = generate(model, tokenizer, prompts, sampling)
+    monkeypatch.setattr(generation, "CHUNK", chunk)
+    parts = generate(model, tokenizer, prompts, sampling)
+    assert [g.token_ids for g in parts] == [g.token_ids for g in whole]
+    for ours, theirs in zip(parts, whole, strict=True):
+        for one, other in zip(ours.logprobs, theirs.logprobs, strict=True):
+            assert abs(one.logprob - other.logprob) < 1e-9
+
+
+def test_a_caller_is_asked_before_every_pass(llama, tokenizer, monkeypatch):
+    """Before each part of a prompt and each step, so that an answer nobody wants can end."""
+    monkeypatch.setattr(generation, "CHUNK", 4)
+    asked, read = [], []
+    llama.embedding.register_forward_hook(lambda *_: read.append(len(asked)))
+
+    def between():
+        asked.append(True)
+        if len(asked) == 5:
+            raise KeyError("enough")
+
+    made = stream(llama, tokenizer, [[65] * 10], GREEDY, between=between)
+    with pytest.raises(KeyError, match="enough"):
+        list(made)
+    assert read == [1, 2, 3, 4]

@@ -11,8 +11,11 @@ from stemma.cli import runs
 from stemma.cli import writing
 
 # isort: split
+from stemma.cli import serving
+
+# isort: split
 from stemma.cli import catalogue
 from stemma.cli.app import app, options
 from stemma.cli.entry import ENVIRONMENT, main
 
-__all__ = ["ENVIRONMENT", "app", "catalogue", "main", "options", "runs", "writing"]
+__all__ = ["ENVIRONMENT", "app", "catalogue", "main", "options", "runs", "serving", "writing"]

@@ -22,6 +22,10 @@ def run(
     overwrite: Annotated[
         bool, typer.Option(help="Replace stages whose settings or inputs changed.")
     ] = False,
+    reset_data: Annotated[
+        bool,
+        typer.Option("--reset-data", help="Other data for half-done training: its weights stay."),
+    ] = False,
     until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
     as_json: Json = False,
@@ -30,8 +34,9 @@ def run(
     from stemma.pipeline import recipe as recipes
     from stemma.pipeline import runner
 
-    if fresh and overwrite:
-        raise UsageError("--fresh and --overwrite exclude each other", fix="choose one")
+    flags = {"--fresh": fresh, "--overwrite": overwrite, "--reset-data": reset_data}
+    if len(chosen := [flag for flag, given in flags.items() if given]) > 1:
+        raise UsageError(f"{' and '.join(chosen)} exclude each other", fix="choose one")
     path = recipes.find(recipe)
     shipped = recipe in recipes.shipped() and not Path(recipe).exists()
     loaded = recipes.load(path, overrides or [])
@@ -49,6 +54,7 @@ def run(
         until=until,
         fresh=fresh,
         overwrite=overwrite,
+        reset_data=reset_data,
     )
     if dry_run:
         rows = runner.preview(job)

@@ -9,7 +9,7 @@ Axes: B batch, T time, V vocabulary, C model width
 """
 
 import secrets
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +25,11 @@ from stemma.nn.stack import LanguageModel
 
 FinishReason = Literal["stop", "length"]
 Prompt = str | Sequence[int]
+CHUNK = 128  # tokens of a prompt read at once: a caller who wants out never waits for more
+
+
+def go_on() -> None:
+    """Nothing stands against another pass."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ def stream(
     sampling: Sampling | Sequence[Sampling],
     *,
     end_ids: Collection[int] | None = None,
+    between: Callable[[], None] = go_on,
 ) -> Iterator[Piece]:
     """Continue every prompt; yields one piece for each token of each row, rows taking turns.
 
@@ -82,12 +88,12 @@ def stream(
     and a seed, equal prompts give equal texts: for several answers hand in several seeds.
     Each of `end_ids` ends a text, or the tokenizer's `eos_id` where none are given.
     Prompt and answer together never exceed the model's context: there the answer ends with
-    "length".
+    "length". `between` is called before every pass through the model; what it raises ends the work.
 
     Raises UsageError, before the first piece, for prompts that do not fit the model, and
     ModelError where the model's scores are not numbers.
     """
-    return _decode(model, _rows(model, tokenizer, prompts, sampling, end_ids))
+    return _decode(model, _rows(model, tokenizer, prompts, sampling, end_ids), between)
 
 
 def generate(
@@ -101,7 +107,7 @@ def generate(
     """Continue every prompt and return the answers in order; see `stream` for the rules."""
     rows = _rows(model, tokenizer, prompts, sampling, end_ids)
     pieces: list[list[Piece]] = [[] for _ in rows]
-    for piece in _decode(model, rows):
+    for piece in _decode(model, rows, go_on):
         pieces[piece.row].append(piece)
     return [_collect(row, made) for row, made in zip(rows, pieces, strict=True)]
 
@@ -163,13 +169,22 @@ class _Batch:
             for seen_V, row in zip(self.seen_BV, rows, strict=True):
                 seen_V[row.prompt] = True
 
-    def prefill(self) -> Tensor:
-        """Read all prompts at once, padded on the left."""
+    def prefill(self, between: Callable[[], None]) -> Tensor:
+        """Read all prompts, padded on the left, `CHUNK` tokens of each at a time."""
         longest = max(row.length for row in self.rows)
         padded = [[0] * (longest - row.length) + row.prompt for row in self.rows]
         real = [[False] * (longest - row.length) + [True] * row.length for row in self.rows]
-        padding_BT = None if self.even else torch.tensor(real, device=self.device)
-        return self._forward(padded, Context(caches=self.cache, padding_BT=padding_BT))
+        real_BT = torch.tensor(real, device=self.device)
+        positions_BT = (real_BT.long().cumsum(1) - 1).masked_fill(~real_BT, -1)
+        for start in range(0, longest, CHUNK):
+            between()
+            cut = slice(start, start + CHUNK)
+            positions = None if self.even else positions_BT[:, cut]
+            x_BTC = self._read(
+                [tokens[cut] for tokens in padded],
+                Context(caches=self.cache, positions_BT=positions),
+            )
+        return self._scores(x_BTC)
 
     def step(self, tokens: list[int]) -> Tensor:
         """Read the newest token of every row."""
@@ -179,8 +194,10 @@ class _Batch:
             positions_BT = torch.tensor(positions, device=self.device)
         if self.seen_BV is not None:
             self.seen_BV[list(range(len(tokens))), tokens] = True
-        return self._forward(
-            [[token] for token in tokens], Context(caches=self.cache, positions_BT=positions_BT)
+        return self._scores(
+            self._read(
+                [[token] for token in tokens], Context(caches=self.cache, positions_BT=positions_BT)
+            )
         )
 
     def keep(self, rows: list[int]) -> None:
@@ -217,11 +234,17 @@ class _Batch:
         noise_B = torch.tensor(noise, dtype=torch.float64, device=logits_BV.device)
         return draw(distribution(logits_BV, sampling), noise_B).tolist()
 
-    def _forward(self, tokens: list[list[int]], context: Context) -> Tensor:
+    def _read(self, tokens: list[list[int]], context: Context) -> Tensor:
+        """The stream behind the last block, (B, T, C)."""
         tokens_BT = torch.tensor(tokens, device=self.device)
         # for one pass only: between two pieces the caller finds the model as it was
         with evaluating(self.modules), torch.inference_mode():
             x_BTC, _ = self.model.hidden(tokens_BT, context)
+        return x_BTC
+
+    def _scores(self, x_BTC: Tensor) -> Tensor:
+        """The logits of each row's newest token, (B, V)."""
+        with evaluating(self.modules), torch.inference_mode():
             logits_BV = self.model.logits(x_BTC[:, -1])
             if logits_BV.device.type == "mps":  # has no double precision
                 logits_BV = logits_BV.cpu()
@@ -234,11 +257,13 @@ class _Batch:
         return logits_BV
 
 
-def _decode(model: LanguageModel, rows: list[_Row]) -> Iterator[Piece]:
+def _decode(
+    model: LanguageModel, rows: list[_Row], between: Callable[[], None]
+) -> Iterator[Piece]:
     if not rows:
         return
     batch = _Batch(model, rows)
-    logits_BV = batch.prefill()
+    logits_BV = batch.prefill(between)
     while True:
         tokens = batch.choose(logits_BV)
         scores = _logprobs(logits_BV, batch.rows, tokens)
@@ -249,6 +274,7 @@ def _decode(model: LanguageModel, rows: list[_Row]) -> Iterator[Piece]:
         if not going:
             return
         batch.keep(going)
+        between()
         logits_BV = batch.step([tokens[place] for place in going])
 
 

@@ -1,0 +1,198 @@
+"""The engine: one thread that answers one request after the other, behind a bounded queue.
+
+The event loop never waits for a model: it hands in jobs and awaits what comes of them. A job that
+is cancelled leaves the queue at once, or stops before its next pass through the model, so that the
+slot is free for the next.
+"""
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stemma.data.renderer import Renderer
+from stemma.data.tokenizer import Tokenizer
+from stemma.infer.generate import Piece, stream
+from stemma.infer.sampling import Sampling
+from stemma.nn.stack import LanguageModel
+from stemma.serve.refusal import Refusal, of_failure
+
+LOG = logging.getLogger("stemma")
+RETRY_AFTER = 2  # seconds that a client is asked to wait before it tries again
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model with all that answering needs.
+
+    `sampling` are its own settings; `renderer` is None where it has no chat template; `chat_ends`
+    end an answer, `text_ends` a text.
+    """
+
+    name: str
+    network: LanguageModel
+    tokenizer: Tokenizer
+    sampling: Sampling
+    text_ends: frozenset[int]
+    created: int
+    renderer: Renderer | None = None
+    chat_ends: frozenset[int] = frozenset()
+
+    @property
+    def context(self) -> int:
+        """Tokens that prompt and answer share."""
+        return int(self.network.config.context)
+
+
+class Cancelled(BaseException):
+    """Nobody waits for the answer any more. No `except Exception` on the way may swallow it."""
+
+
+class Job:
+    """One request at the engine: its prompts, and what came of them so far."""
+
+    def __init__(
+        self,
+        served: Served,
+        prompts: Sequence[list[int]],
+        samplings: Sequence[Sampling],
+        end_ids: frozenset[int],
+    ) -> None:
+        self.served, self.prompts, self.samplings = served, prompts, samplings
+        self.end_ids = end_ids
+        self.cancelled = False
+        self.loop = asyncio.get_running_loop()
+        self.results: asyncio.Queue[Piece | Refusal | None] = asyncio.Queue()
+
+    def check(self) -> None:
+        """Raise Cancelled where nobody waits any more."""
+        if self.cancelled:
+            raise Cancelled
+
+    def put(self, result: Piece | Refusal) -> None:
+        """Hand a result to the event loop; called by the engine's thread."""
+        try:
+            self.loop.call_soon_threadsafe(self.results.put_nowait, result)
+        except RuntimeError:  # the loop is closed: the server left
+            self.cancelled = True
+
+    async def pieces(self, silence: float = 0.0) -> AsyncIterator[Piece | None]:
+        """Every piece until all prompts are answered; None each `silence` seconds, if above 0.
+
+        Raises Refusal where the engine gave up.
+        """
+        ticking = asyncio.ensure_future(self._tick(silence)) if silence else None
+        going = len(self.prompts)
+        try:
+            while going:
+                result = await self.results.get()
+                if isinstance(result, Refusal):
+                    raise result
+                going -= result is not None and result.finish_reason is not None
+                yield result
+        finally:
+            if ticking is not None:
+                ticking.cancel()
+
+    async def _tick(self, silence: float) -> None:
+        # no timeout around the wait for a piece: before Python 3.12 it can swallow a cancellation
+        while True:
+            await asyncio.sleep(silence)
+            self.results.put_nowait(None)
+
+
+class Engine:
+    """The thread and its queue. `waiting` jobs may stand in line beside the one that runs."""
+
+    def __init__(self, waiting: int) -> None:
+        self.limit = waiting
+        self.line: deque[Job] = deque()
+        self.running: Job | None = None
+        self.open, self.leaving = False, False
+        self.changed = threading.Condition()
+        self.thread = threading.Thread(target=self._work, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Begin to take jobs."""
+        self.open = True
+        self.thread.start()
+
+    def state(self) -> dict[str, Any]:
+        """How busy the engine is."""
+        with self.changed:
+            return {"running": int(self.running is not None), "waiting": len(self.line)}
+
+    def submit(self, job: Job) -> None:
+        """Put a job in line. Raises Refusal where the line is full, or the server is leaving."""
+        later = {"Retry-After": str(RETRY_AFTER)}
+        with self.changed:
+            if self.leaving or not self.open:
+                raise Refusal(503, "the server is stopping", headers=later)
+            if len(self.line) >= self.limit:
+                what = f"the server is busy: {len(self.line)} requests are waiting; try again later"
+                raise Refusal(429, what, code="rate_limit_exceeded", headers=later)
+            self.line.append(job)
+            self.changed.notify()
+
+    def cancel(self, job: Job) -> None:
+        """Nobody waits for this job any more; harmless where it has ended."""
+        with self.changed:
+            job.cancelled = True
+            if job in self.line:
+                self.line.remove(job)
+
+    def leave(self) -> None:
+        """Take no further jobs; those in line and the one that runs go on.
+
+        Takes no lock: it is called by a signal's handler, which may have interrupted who holds it.
+        """
+        self.leaving = True
+
+    def stop(self) -> None:
+        """End everything and the thread."""
+        self.leaving = True
+        with self.changed:
+            self.open = False
+            self.changed.notify()
+            left = [*self.line, *([self.running] if self.running else [])]
+            self.line.clear()
+            for job in left:
+                job.cancelled = True
+                job.put(Refusal(503, "the server is stopping"))
+        if self.thread.is_alive():
+            self.thread.join()
+
+    def _next(self) -> Job | None:
+        """The next job; None where there will be none."""
+        with self.changed:
+            self.running = None
+            while self.open and not self.line:
+                self.changed.wait()
+            self.running = self.line.popleft() if self.line else None
+            return self.running
+
+    def _work(self) -> None:
+        while (job := self._next()) is not None:
+            try:
+                self._answer(job)
+            except Cancelled:
+                pass
+            except BaseException as error:  # whatever it was: the next job must find a worker
+                LOG.error("%s failed: %s: %s", job.served.name, type(error).__name__, error)
+                job.put(of_failure(error))
+
+    @staticmethod
+    def _answer(job: Job) -> None:
+        served = job.served
+        for piece in stream(
+            served.network,
+            served.tokenizer,
+            job.prompts,
+            job.samplings,
+            end_ids=job.end_ids,
+            between=job.check,
+        ):
+            job.put(piece)

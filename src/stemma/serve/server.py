@@ -1,0 +1,121 @@
+"""The server: a socket, uvicorn, and how it is asked to leave.
+
+The first Ctrl-C or SIGTERM takes no more requests and gives answers in flight a few seconds; the
+second leaves at once.
+"""
+
+import errno
+import logging
+import socket
+from collections.abc import Callable, Iterable, Sequence
+from ipaddress import ip_address
+from types import FrameType
+
+import uvicorn
+
+from stemma.core.errors import ResourceError, UsageError
+from stemma.serve.app import Service, build_app
+from stemma.serve.engine import Engine, Served
+from stemma.serve.limits import Limits
+
+LOG = logging.getLogger("stemma")
+OWN_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+HEADERS = 1 << 16  # bytes of a request's headers
+KEEP_ALIVE = 75  # seconds that an idle connection is kept
+
+
+class GracefulServer(uvicorn.Server):
+    """uvicorn's server, whose engine hears at once that it is asked to leave."""
+
+    def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
+        super().__init__(config)
+        self.engine = engine
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal: leave when answers in flight are done; at the second one now."""
+        if self.should_exit:
+            self.force_exit = True
+        self.engine.leave()
+        super().handle_exit(sig, frame)
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def require_private(host: str, keys: Sequence[str], *, insecure: bool) -> None:
+    """Refuse to serve other machines without a key, unless that is said."""
+    if not (is_local(host) or keys or insecure):
+        what = "other machines could use the models without a key"
+        fix = "give --api-key-file FILE, or --insecure if you mean it"
+        raise UsageError(what, place=f"--host {host}", fix=fix)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises ResourceError where the port is taken or the host is not here."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        sock = socket.socket(family, kind, protocol)
+    except (OSError, UnicodeError) as error:
+        fix = "use 127.0.0.1, or an address of this machine"
+        raise UsageError("no such host", place=f"--host {host}", fix=fix) from error
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(128)
+    except OSError as error:
+        sock.close()
+        taken = error.errno == errno.EADDRINUSE
+        what = "the port is in use" if taken else error.strerror or str(error)
+        fix = "choose another with --port" if taken else "choose another --host or --port"
+        raise ResourceError(what, place=f"{host}:{port}", fix=fix) from error
+    return sock
+
+
+def address_of(sock: socket.socket) -> str:
+    """The URL of a listening socket, as one types it."""
+    host, port = sock.getsockname()[:2]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{shown}:{port}"
+
+
+def build_server(
+    models: Sequence[Served],
+    sock: socket.socket,
+    *,
+    keys: Iterable[str] = (),
+    limits: Limits | None = None,
+    ready: Callable[[], None] = lambda: None,
+) -> tuple[GracefulServer, Service]:
+    """A server whose `run(sockets=[sock])` serves until a signal, and raises that again then."""
+    limits = limits or Limits()
+    host = sock.getsockname()[0]
+    app, service = build_app(
+        models,
+        keys=keys,
+        hosts=OWN_NAMES if is_local(host) else None,
+        limits=limits,
+        ready=ready,
+    )
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        ws="none",
+        http="h11",
+        h11_max_incomplete_event_size=HEADERS,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=int(limits.leaving),
+    )
+    return GracefulServer(config, service.engine), service
