@@ -49,6 +49,7 @@ class Live:
     url: str
     port: int
     service: object
+    process: object
     headers: dict = field(default_factory=dict)
 
     def ask(self, path, body=None, *, method=None, headers=None, raw=None):
@@ -77,7 +78,7 @@ def running(models, *, keys=(), limits=None):
     thread.start()
     try:
         assert ready.wait(30)
-        yield Live(server.address_of(sock), port, service)
+        yield Live(server.address_of(sock), port, service, process)
     finally:
         process.should_exit = True
         service.engine.leave()

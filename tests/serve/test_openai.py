@@ -3,6 +3,8 @@
 import openai
 import pytest
 
+from stemma import api
+
 SAY = [{"role": "user", "content": "hi"}]
 
 
@@ -199,3 +201,15 @@ def test_wrong_key_is_an_authentication_error(models, start):
                 client.models.list()
         with openai.OpenAI(api_key="k" * 16, **settings) as client:
             assert len(client.models.list().data) == 2
+
+
+def test_server_says_what_generate_says(client, models):
+    """The same bytes: one renderer, one decoder, whoever asks."""
+    chatty = models[0]
+    made = client.chat.completions.create(
+        model="chatty", messages=SAY, max_tokens=40, seed=11, temperature=1.2
+    )
+    text = api.generate(
+        chatty.network, chatty.tokenizer, SAY, max_new_tokens=40, seed=11, temperature=1.2
+    )
+    assert made.choices[0].message.content == text

@@ -7,6 +7,7 @@ more trouble than a trained one makes.
 import http.client
 import json
 import random
+import signal
 
 import pytest
 
@@ -123,3 +124,19 @@ def test_a_silent_stream_says_that_it_lives(endless, start):
         connection.close()
         assert b"[DONE]" in waiting.read()
         second.close()
+
+
+def test_a_stream_that_the_server_cannot_finish_ends_with_a_word(endless, start):
+    with start(endless, limits=Limits(leaving=0.1)) as live:
+        connection = http.client.HTTPConnection("127.0.0.1", live.port, timeout=60)
+        long = {"model": "chatty", "prompt": "a", "max_tokens": 4000, "stream": True}
+        connection.request(
+            "POST", "/v1/completions", json.dumps(long), {"Content-Type": "application/json"}
+        )
+        response = connection.getresponse()
+        response.read(20)
+        live.process.handle_exit(signal.SIGTERM, None)
+        *_, last, done, nothing = response.read().split(b"\n\n")
+        connection.close()
+    assert (done, nothing) == (b"data: [DONE]", b"")
+    assert json.loads(last.removeprefix(b"data: "))["error"]["message"] == "the server is stopping"

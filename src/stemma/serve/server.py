@@ -5,8 +5,9 @@ second leaves at once.
 """
 
 import errno
-import logging
+import math
 import socket
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from ipaddress import ip_address
 from types import FrameType
@@ -18,24 +19,32 @@ from stemma.serve.app import Service, build_app
 from stemma.serve.engine import Engine, Served
 from stemma.serve.limits import Limits
 
-LOG = logging.getLogger("stemma")
 OWN_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 HEADERS = 1 << 16  # bytes of a request's headers
+FAREWELL = 2.0  # seconds in which the last words of streams must have gone out
 KEEP_ALIVE = 75  # seconds that an idle connection is kept
 
 
 class GracefulServer(uvicorn.Server):
-    """uvicorn's server, whose engine hears at once that it is asked to leave."""
+    """uvicorn's server, whose engine hears at once that it is asked to leave.
 
-    def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
+    Answers in flight get `patience` seconds; then the engine tells their readers that it stops,
+    which is better than a connection that breaks.
+    """
+
+    def __init__(self, config: uvicorn.Config, engine: Engine, *, patience: float) -> None:
         super().__init__(config)
-        self.engine = engine
+        self.engine, self.patience = engine, patience
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal: leave when answers in flight are done; at the second one now."""
         if self.should_exit:
             self.force_exit = True
-        self.engine.leave()
+        else:
+            self.engine.leave()
+            stopping = threading.Timer(self.patience, self.engine.stop)
+            stopping.daemon = True  # whoever is done sooner does not wait for it
+            stopping.start()
         super().handle_exit(sig, frame)
 
 
@@ -116,6 +125,6 @@ def build_server(
         http="h11",
         h11_max_incomplete_event_size=HEADERS,
         timeout_keep_alive=KEEP_ALIVE,
-        timeout_graceful_shutdown=int(limits.leaving),
+        timeout_graceful_shutdown=math.ceil(limits.leaving + FAREWELL),
     )
-    return GracefulServer(config, service.engine), service
+    return GracefulServer(config, service.engine, patience=limits.leaving), service
