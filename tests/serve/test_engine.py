@@ -184,3 +184,23 @@ def test_an_engine_that_stops_ends_what_runs_and_what_waits(endless):
         assert not engine.thread.is_alive()
 
     run(main())
+
+
+def test_many_answers_take_turns_where_they_would_fill_the_memory(models):
+    """What is answered together depends on the room it may take; what is said does not."""
+
+    async def main():
+        many = job(models[0], tokens=4096, count=9)
+        assert [len(run) for run in engines.batches(many)] == [4, 4, 1]
+        few = job(models[0], tokens=900, count=9)
+        assert [len(run) for run in engines.batches(few)] == [9]
+        assert [len(run) for run in engines.batches(job(models[0]))] == [1]
+        engine = Engine(4)
+        engine.start()
+        engine.submit(many)
+        pieces = await read(many)
+        engine.stop()
+        ids = [[p.token_id for p in pieces if p.row == row] for row in range(9)]
+        assert all(ids[0] == other and other for other in ids[1:])  # one seed for all
+
+    run(main())

@@ -93,8 +93,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text; no special token is added and none is recognised."""
-        ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
-        return ids
+        return ids_of(self.backend, text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of many texts, on all cores."""
@@ -125,8 +124,7 @@ class Tokenizer:
         if not text:
             return []
         backend = self._backends[control, place]
-        ids: list[int] = backend.encode(text, add_special_tokens=False).ids
-        return ids
+        return ids_of(backend, text)
 
     def _first_added(self, text: str) -> int:
         """Where the first added token of a text begins, its length where there is none."""
@@ -164,6 +162,12 @@ class Tokenizer:
             "tokenizer.json": self.backend.to_str(pretty=True) + "\n",
             "tokenizer_config.json": config + "\n",
         }
+
+
+def ids_of(backend: Any, text: str) -> list[int]:
+    """Ids of one text. As a batch of one, because a lone text holds up every other thread."""
+    ids: list[int] = backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
+    return ids
 
 
 def special_text(entry: Any) -> str | None:

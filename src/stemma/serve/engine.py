@@ -9,8 +9,8 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from stemma.data.renderer import Renderer
@@ -21,6 +21,7 @@ from stemma.nn.stack import LanguageModel
 from stemma.serve.refusal import Refusal, of_failure
 
 LOG = logging.getLogger("stemma")
+CONTEXTS = 4  # times the model's context that one request may hold in memory
 RETRY_AFTER = 2  # seconds that a client is asked to wait before it tries again
 
 
@@ -187,12 +188,29 @@ class Engine:
     @staticmethod
     def _answer(job: Job) -> None:
         served = job.served
-        for piece in stream(
-            served.network,
-            served.tokenizer,
-            job.prompts,
-            job.samplings,
-            end_ids=job.end_ids,
-            between=job.check,
-        ):
-            job.put(piece)
+        for rows in batches(job):
+            for piece in stream(
+                served.network,
+                served.tokenizer,
+                [job.prompts[row] for row in rows],
+                [job.samplings[row] for row in rows],
+                end_ids=job.end_ids,
+                between=job.check,
+            ):
+                job.put(replace(piece, row=rows[piece.row]))
+
+
+def batches(job: Job) -> Iterator[range]:
+    """The prompts of a job in runs that are answered together.
+
+    Together they may fill the context `CONTEXTS` times, so that one request for many answers takes
+    no more memory than that; the rest waits for its turn.
+    """
+    context, first, filled = job.served.context, 0, 0
+    for row, (prompt, sampling) in enumerate(zip(job.prompts, job.samplings, strict=True)):
+        room = min(context, len(prompt) + sampling.max_new_tokens)
+        if filled + room > CONTEXTS * context and row > first:
+            yield range(first, row)
+            first, filled = row, 0
+        filled += room
+    yield range(first, len(job.prompts))
