@@ -6,11 +6,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 COMPARED := $(VENV)/.compared
+BROWSED := $(VENV)/.browsed
 
 # threads stay on their cores; unpinned ones may collapse on a busy machine
 PINNED := OMP_PROC_BIND=true OMP_PLACES=cores
 
-.PHONY: setup quickstart test bench-setup test-slow test-net test-gpu check fmt docs clean
+.PHONY: setup quickstart test bench-setup setup-browser test-slow test-net test-gpu test-browser \
+	check fmt docs clean
 
 setup: $(STAMP)
 
@@ -42,6 +44,23 @@ test-net: setup
 
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu
+
+# what tests of the chat page drive: the Chromium of the system, else one that playwright brings,
+# which needs the rights to install packages
+setup-browser: $(BROWSED)
+
+$(BROWSED): $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable ".[browser]"
+	command -v chromium || command -v chromium-browser || command -v google-chrome \
+		|| $(BIN)/playwright install --with-deps chromium
+	touch $(BROWSED)
+
+test-browser: setup setup-browser
+	$(BIN)/python -m pytest -m browser
+
+# as root: mounts a small tmpfs, and something read-only
+test-mount: setup
+	$(BIN)/python -m pytest -m mount
 
 check: setup
 	$(BIN)/ruff check .
