@@ -266,6 +266,8 @@ def test_a_stage_may_begin_with_a_file(tmp_path, home):
         "    tokenizer: words\n    model: {family: llama, width: 16, depth: 1, num_heads: 2}\n",
         "    init: ./model.gguf\n",
     )(tmp_path)
+    small = (tmp_path / "tiny.yaml").read_text().replace("batch_tokens: 32", "batch_tokens: 16")
+    put(tmp_path / "tiny.yaml", small)
     put(tmp_path / "model.gguf", Pieces().built())
     assert call(tmp_path, "run tiny.yaml --dry-run").code == 0
     assert not (home / "converted").exists()

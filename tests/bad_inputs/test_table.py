@@ -4,19 +4,21 @@ import re
 from pathlib import Path
 
 from tests.bad_inputs import (
+    test_checkpoints,
     test_conversations,
     test_documents,
     test_folders,
     test_gguf,
     test_models,
     test_recipes,
+    test_requests,
     test_templates,
     test_tokenizers,
     test_training,
 )
 
-PROMISED = {*range(1, 15), 17, 18, *range(20, 24), *range(29, 33), *range(37, 45)}
-PROMISED |= {45, 46, *range(48, 67), *range(71, 75)}
+PROMISED = {*range(1, 15), 17, 18, *range(20, 24), *range(29, 75), 76, 77}
+PROMISED |= set(range(80, 84))  # of the server
 
 
 TABLES = (
@@ -29,6 +31,8 @@ TABLES = (
     test_templates.CASES,
     test_conversations.CASES,
     test_training.CASES,
+    test_checkpoints.OTHER_DATA,
+    test_requests.CASES,
 )
 
 

@@ -51,9 +51,20 @@ def trained(tmp_path_factory):
 def test_help_names_every_command_and_none_of_later(stemma):
     code, out, _ = stemma("--help")
     assert code == 0
-    for name in ("run", "init", "generate", "chat", "info", "pull", "list", "explain", "report"):
+    for name in (
+        "run",
+        "init",
+        "generate",
+        "chat",
+        "serve",
+        "info",
+        "pull",
+        "list",
+        "explain",
+        "report",
+    ):
         assert f" {name} " in out
-    for name in ("serve", "quantize"):
+    for name in ("export", "quantize"):
         assert f" {name} " not in out
 
 

@@ -2,15 +2,19 @@
 
 import json
 import random
+import re
+import shutil
+import signal
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from stemma import api
-from stemma.core.errors import DataError, UsageError
+from stemma.core.errors import DataError, StoppedError, UsageError
+from stemma.core.files import sha256_file
 from stemma.pipeline import recipe as recipes
-from stemma.pipeline import runner, training
+from stemma.pipeline import runner, sft, training
 from tests.pipeline.conftest import RECIPE, WORDS, write_documents
 
 CHAT = """\
@@ -188,6 +192,91 @@ def test_killed_stage_resumes_to_the_same_bits(finished, tmp_path, monkeypatch, 
         for f in (tmp_path, finished)
     ]
     assert losses[0] == losses[1]
+
+
+def in_the_middle(monkeypatch, number, act):
+    """Do something at a micro-batch of the chat stage, whose loss alone this is."""
+    real, seen = sft.assistant_loss, []
+
+    def loss(model, batch):
+        seen.append(batch)
+        if model.training and sum(1 for _ in seen) == number:
+            act()
+        return real(model, batch)
+
+    monkeypatch.setattr(sft, "assistant_loss", loss)
+
+
+def chat_weights(folder):
+    return sha256_file(folder / "out" / "chat" / "final" / "model.safetensors")
+
+
+def killed():
+    raise Killed
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_in_the_middle_of_a_step(finished, tmp_path, monkeypatch, workers):
+    write_project(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        in_the_middle(patch, 10, killed)
+        run(tmp_path, f"chat.workers={workers}")
+    run(tmp_path, f"chat.workers={2 - workers}")
+    assert chat_weights(tmp_path) == chat_weights(finished)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_signal_in_the_middle_of_a_step(finished, tmp_path, monkeypatch, sent, code, workers):
+    write_project(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(StoppedError, match="saved") as stopped:
+        in_the_middle(patch, 10, lambda: signal.raise_signal(sent))
+        run(tmp_path, f"chat.workers={workers}")
+    assert stopped.value.exit_code == code
+    step = int(re.search(r"after step (\d+)", str(stopped.value))[1])
+    assert (tmp_path / "out" / "chat" / "steps" / f"{step:08d}" / "state.json").is_file()
+    run(tmp_path)
+    assert chat_weights(tmp_path) == chat_weights(finished)
+
+
+def test_conversations_may_change_in_the_middle_where_that_is_asked_for(tmp_path, monkeypatch):
+    write_project(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        in_the_middle(patch, 10, killed)
+        run(tmp_path)
+    write_talk(tmp_path / "talk.jsonl", count=60)
+    with pytest.raises(UsageError, match=r"chat: .*\(input files was .*; --reset-data goes on"):
+        run(tmp_path)
+    with pytest.raises(UsageError, match=r"init was 'base', now .*--reset-data changes data alone"):
+        shutil.copytree(tmp_path / "out" / "base" / "final", tmp_path / "other")
+        run(tmp_path, "chat.init=./other", reset_data=True)
+    run(tmp_path, "chat.epochs=3", reset_data=True)
+    summary, (reset,) = record(tmp_path, "chat")["summary"], record(tmp_path, "chat")["data_resets"]
+    ledger = summary["ledger"]
+    assert reset["step"] == 3 and summary["conversations"]["read"] == 60
+    assert ledger["places"] == ledger["trained"] + ledger["masked"] + ledger["padded"]
+    assert ledger["places"] == 256 * summary["steps"] and ledger["padded"] >= 0
+    rows = [json.loads(line) for line in lines(tmp_path / "out" / "chat" / "metrics.jsonl")]
+    assert [r["tokens"] for r in rows if "loss" in r][-1] == ledger["trained"]
+
+
+def test_epochs_that_are_over_after_a_reset_are_refused(tmp_path, monkeypatch):
+    write_project(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        in_the_middle(patch, 18, killed)
+        run(tmp_path, "chat.checkpoint_every=1")
+    assert len(list((tmp_path / "out" / "chat" / "steps" / "00000006").iterdir())) == 4
+    write_talk(tmp_path / "talk.jsonl", count=16)
+    with pytest.raises(UsageError, match=r"[67] steps are done, .* now make 5; give it m"):
+        run(tmp_path, reset_data=True)
+
+
+def test_samples_say_whether_the_answer_ended(finished):
+    rows = [json.loads(line) for line in lines(finished / "out/chat/samples.jsonl")][1:]
+    assert rows and all(row["ended"] in (True, False) for row in rows)
+    assert any(not row["ended"] for row in rows)  # five tokens are few
+    base = [json.loads(line) for line in lines(finished / "out/base/samples.jsonl")][1:]
+    assert base and not any("ended" in row for row in base)
 
 
 def test_only_what_is_named_learns(finished, tmp_path):

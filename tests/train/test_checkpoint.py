@@ -3,13 +3,14 @@
 import errno
 import hashlib
 import json
+import os
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from stemma.core.errors import ModelError, ResourceError, UsageError
+from stemma.core.errors import DivergedError, ModelError, ResourceError, UsageError
 from stemma.models import gpt2, llama
 from stemma.nn.initial import initialise
 from stemma.train import checkpoint
@@ -181,3 +182,87 @@ def test_machine_that_refuses_to_read_is_no_damage(tmp_path, monkeypatch):
     with pytest.raises(ResourceError, match="too many open files"):
         checkpoint.newest_checkpoint(tmp_path)
     assert folder.is_dir()
+
+
+@pytest.mark.parametrize("renames", [0, 1])
+def test_same_step_again_never_loses_the_step(tmp_path, monkeypatch, renames):
+    """A process may end before any rename, that of the old folder and that of the new."""
+    model, optimizer = trained()
+    folder = write(tmp_path, model, optimizer)
+    old = (folder / "rank-00000.safetensors").read_bytes()
+    step_on(model, optimizer, 1)
+    real, done = os.replace, []
+
+    def replace(source, target):
+        if len(done) == renames:
+            raise KeyboardInterrupt
+        done.append(target)
+        real(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", replace)
+        write(tmp_path, model, optimizer)
+    checkpoint.clear_leftovers(tmp_path)
+    found, damaged = checkpoint.newest_checkpoint(tmp_path)
+    assert found is not None and found.step == 3 and not damaged
+    assert (found.folder / "rank-00000.safetensors").read_bytes() == old
+    assert [f.name for f in tmp_path.iterdir()] == ["00000003"]
+    write(tmp_path, model, optimizer)
+    assert (folder / "rank-00000.safetensors").read_bytes() != old
+    assert [f.name for f in tmp_path.iterdir()] == ["00000003"]
+
+
+def test_older_goes_only_when_the_newer_is_durable(tmp_path, monkeypatch):
+    model, optimizer = trained()
+    write(tmp_path, model, optimizer, step=3)
+    removed, synced = [], []
+    real = checkpoint.sync_folder
+    monkeypatch.setattr(checkpoint, "sync_folder", lambda f: (real(f), synced.append(f))[0])
+    rmtree = shutil.rmtree
+
+    def watched(folder, **settings):
+        if folder.exists():
+            removed.append((folder.name.split(".")[1], len(synced)))
+        rmtree(folder, **settings)
+
+    monkeypatch.setattr(shutil, "rmtree", watched)
+    write(tmp_path, model, optimizer, step=6)
+    checkpoint.retain(tmp_path, keep=1)
+    assert removed == [("00000003", 2)]  # after the new one and its place were synced
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["parameter", "optimizer"])
+def test_state_that_is_not_finite_is_not_written(tmp_path, value, where):
+    model, optimizer = trained()
+    write(tmp_path, model, optimizer, step=3)
+    weight = model.norm.weight
+    target = weight if where == "parameter" else optimizer.state[weight]["exp_avg"]
+    with torch.no_grad():
+        target[1] = value
+    with pytest.raises(DivergedError, match=r"after step 6 values of \w+/norm\.weight"):
+        write(tmp_path, model, optimizer, step=6)
+    assert [f.name for f in tmp_path.iterdir()] == ["00000003"]
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_size_of_the_next_checkpoint_is_known_before(tmp_path, steps):
+    model, optimizer = trained(width=64, steps=steps)
+    told = checkpoint.state_bytes(model, optimizer)
+    step_on(model, optimizer, 1)
+    folder = write(tmp_path, model, optimizer)
+    size = (folder / "rank-00000.safetensors").stat().st_size
+    assert told <= size <= 1.1 * told
+
+
+def test_what_is_wrong_with_the_manifest_is_named(tmp_path):
+    folder = write(tmp_path, *trained())
+    hashed = folder / "manifest.sha256"
+    sound = hashed.read_text()
+    hashed.write_text(sound[::-1])
+    with pytest.raises(ModelError, match=r"manifest\.json: does not agree with manifest\.sha256; "):
+        checkpoint.open_checkpoint(folder)
+    for text in ("", sound[:-1], sound + "\n", "g" * 64):
+        hashed.write_text(text)
+        with pytest.raises(ModelError, match=r"manifest\.sha256: not a sha256"):
+            checkpoint.open_checkpoint(folder)

@@ -9,7 +9,10 @@ from types import ModuleType
 
 from stemma.core.errors import ResourceError, nearest
 
-MODULES = {"report": "matplotlib", "serve": "uvicorn"}  # extra -> the module that proves it is installed
+MODULES = {
+    "report": "matplotlib",
+    "serve": "uvicorn",
+}  # extra -> the module that proves it is installed
 
 
 def require(extra: str, module: str | None = None) -> ModuleType:

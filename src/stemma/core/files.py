@@ -171,6 +171,6 @@ def require_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another run in this folder may have cleared it away
     except OSError as error:
         raise resource_error(error, folder) from error

@@ -11,14 +11,16 @@ The plan is data (three integers a piece), not code to be rerun: a resumed run r
 
 from bisect import bisect_left, insort
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from stemma.core.errors import DataError
-from stemma.core.files import atomic_file
+from stemma.core.files import atomic_file, resource_error
 
 Integers = NDArray[np.int64]
 
@@ -42,6 +44,11 @@ class Plan:
     def num_pairs(self) -> int:
         """Places that hold a pair, over all samples."""
         return int(self.length.sum())
+
+    @cached_property
+    def pairs(self) -> Integers:
+        """Places of each sample that hold a pair."""
+        return np.add.reduceat(self.length, self.first_piece[:-1])
 
     @property
     def num_padded(self) -> int:
@@ -130,8 +137,10 @@ def write_plan(path: Path, plan: Plan) -> None:
 def read_plan(path: Path) -> Plan:
     """Read a plan back; raises DataError where the file is damaged."""
     try:
-        tensors = load_file(path)
+        tensors = load(path.read_bytes())
         return Plan(context=int(tensors.pop("context")[0]), **tensors)
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        fix = "run the stage again with --fresh"
+    except OSError as error:
+        raise resource_error(error, path) from error
+    except (KeyError, TypeError, ValueError, SafetensorError) as error:
+        fix = f"remove {path}: the stage makes it again"
         raise DataError(f"not a usable packing plan ({error})", place=path, fix=fix) from error

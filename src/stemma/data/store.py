@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from stemma.core.errors import DataError, ModelError
-from stemma.core.files import atomic_file, sha256_file, sha256_json, write_json
+from stemma.core.files import atomic_file, resource_error, sha256_file, sha256_json, write_json
 from stemma.data.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
@@ -169,7 +170,7 @@ def in_memory(rows: Iterable[Row]) -> TokenStore:
 
 def open_store(folder: Path) -> TokenStore:
     """Open a store; raises DataError where its files are missing, damaged or of another size."""
-    fix = "run the stage again with --fresh"
+    fix = f"remove {folder}: the stage makes it again"
     try:
         about = json.loads((folder / "store.json").read_text("utf-8"))
         if about["format_version"] > FORMAT_VERSION:
@@ -189,12 +190,14 @@ def open_store(folder: Path) -> TokenStore:
             if sha256_file(folder / name) != about[key]:
                 what = "the content does not match its sha256"
                 raise DataError(what, place=folder / name, fix=fix)
-        index = load_file(folder / "index.safetensors")
+        index = load((folder / "index.safetensors").read_bytes())
         counted = None
         if "counted_sha256" in about:
             counted = np.memmap(folder / COUNTED, dtype=np.bool_, mode="r")
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
+    except DataError:
+        raise
+    except (FileNotFoundError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise DataError(f"not a usable token store ({error})", place=folder, fix=fix) from error
+    except OSError as error:  # the machine refuses to read: that is no damage
+        raise resource_error(error, folder) from error
     return TokenStore(tokens, index["offsets"], index["text_bytes"], about, counted)

@@ -257,9 +257,7 @@ class _Batch:
         return logits_BV
 
 
-def _decode(
-    model: LanguageModel, rows: list[_Row], between: Callable[[], None]
-) -> Iterator[Piece]:
+def _decode(model: LanguageModel, rows: list[_Row], between: Callable[[], None]) -> Iterator[Piece]:
     if not rows:
         return
     batch = _Batch(model, rows)

@@ -16,12 +16,15 @@ from stemma import api
 from stemma.core import assets
 from stemma.core.errors import UsageError, printable
 from stemma.core.files import atomic_file
+from stemma.data.conversation_files import KINDS
 from stemma.data.sources import find_files
 from stemma.data.text_key import likely_text_key
 from stemma.pipeline.recipe import find
 
 BATCH_TOKENS = 512
+CONTEXT = 256
 PACKED = 4  # times its size a compressed text is taken to hold
+SPARSE = 16  # bytes of a file that surely make a token to train on: a batch must be filled
 
 TEMPLATE = """\
 # {name}: a small language model of the documents in {shown}
@@ -51,7 +54,7 @@ stages:
     tokenizer: tokenizer
     model: {{family: llama, width: {width}, depth: {depth}, num_heads: {heads}, tied: true}}
     initial: fan-in     # blocks begin as the identity: they learn faster
-    context: 256        # tokens the network sees at once
+    context: {context}        # tokens the network sees at once
     tokens: {tokens}    # about {epochs:.1f} passes over the documents
     batch_tokens: {batch_tokens}   # a small run learns more from many small steps
     learning_rate: 1e-3
@@ -102,6 +105,10 @@ def write_recipe(
     if path.exists():
         raise UsageError("the file exists", place=path, fix="remove it, or use --output FILE")
     found = numbers(name, path, folder, files)
+    sizes = {"base": size_of(files)}
+    if examples is not None:
+        inside = examples if examples.is_dir() else examples.parent
+        sizes["chat"] = size_of(find_files([str(examples.absolute())], inside.absolute(), KINDS))
     if model is None:
         text = TEMPLATE.format(**found)
         if examples is not None:
@@ -110,6 +117,7 @@ def write_recipe(
         spoken = model_reference(model, path.parent)
         seen = None if examples is None else relative(examples, path.parent)
         text = going_on(found, spoken, seen, room=context_of(model))
+    text = with_filled_batches(text, sizes)
     with atomic_file(path, "w") as file:
         file.write(text)
     return path
@@ -187,6 +195,29 @@ def with_chat(text: str, examples: str) -> str:
     return "".join(parts.values())
 
 
+def with_filled_batches(text: str, sizes: dict[str, int]) -> str:
+    """The recipe with batches that so many bytes of data fill, stage by stage."""
+    parts = blocks(text)
+    for name, size in sizes.items():
+        (context,) = re.findall(r"(?m)^    context: (\d+)", parts[name])
+        most = filling(size, int(context))
+        for key, value in re.findall(r"(?m)^    ((?:micro_)?batch_tokens): (\d+)", parts[name]):
+            fitting = f"{key}: {min(int(value), most)}"
+            parts[name] = parts[name].replace(f"    {key}: {value}", f"    {fitting}")
+    return "".join(parts.values())
+
+
+def filling(size: int, context: int) -> int:
+    """The most tokens of a batch that so many bytes surely fill: a power of two of samples."""
+    samples = max(1, size // SPARSE // context)
+    return context * (1 << samples.bit_length() - 1)
+
+
+def size_of(files: list[Path]) -> int:
+    """Bytes of text in files, about."""
+    return sum(f.stat().st_size * (PACKED if f.suffix in (".gz", ".zst") else 1) for f in files)
+
+
 def shipped_text(name: str) -> str:
     """The text of a shipped recipe."""
     return find(name).read_text("utf-8")
@@ -203,12 +234,13 @@ def recipe_name(folder: str) -> str:
 
 def numbers(name: str, path: Path, folder: Path, files: list[Path]) -> dict[str, object]:
     """Sizes that suit the corpus: small text gets a small network."""
-    size = sum(f.stat().st_size * (PACKED if f.suffix in (".gz", ".zst") else 1) for f in files)
+    size = size_of(files)
+    batch_tokens = min(BATCH_TOKENS, filling(size, CONTEXT))
     vocab_size = 512 if size < 200_000 else 1024 if size < 1_000_000 else 2048
     width, depth = (128, 3) if size < 200_000 else (192, 4) if size < 1_000_000 else (256, 5)
     corpus_tokens = max(1, size / 3)
     tokens = int(min(1_000_000, max(60_000, 4 * corpus_tokens)) // 1000 * 1000)
-    steps = math.ceil(tokens / BATCH_TOKENS)
+    steps = math.ceil(tokens / batch_tokens)
     source = relative(folder, path.parent)
     return {
         "name": name,
@@ -223,7 +255,8 @@ def numbers(name: str, path: Path, folder: Path, files: list[Path]) -> dict[str,
         "width": width,
         "depth": depth,
         "heads": width // 32,
-        "batch_tokens": BATCH_TOKENS,
+        "context": CONTEXT,
+        "batch_tokens": batch_tokens,
         "tokens": f"{tokens // 1000}k",
         "epochs": tokens / corpus_tokens,
         "watch_every": max(1, steps // 5),

@@ -49,6 +49,8 @@ class PretrainStage(StrictModel):
         "init": ("pretrain", "sft"),
     }
     UNSEEN: ClassVar[frozenset[str]] = shared.UNSEEN
+    DATA: ClassVar[frozenset[str]] = shared.LENGTHS | {"corpus"}
+    DATA_INPUTS: ClassVar[tuple[str, ...]] = ("corpus", "tokenizer")
 
     kind: Literal["pretrain"] = Field(description="the kind of stage")
     corpus: str = Field(description="the curate stage to train on")
@@ -74,6 +76,7 @@ class PretrainStage(StrictModel):
     samples: shared.SampleSetting
     checkpoint_every: shared.CheckpointEvery
     keep_checkpoints: shared.KeepCheckpoints
+    workers: shared.Workers
     device: shared.Device
     minutes: shared.Minutes
 
@@ -104,7 +107,7 @@ def prepare_data(stage: PretrainStage, work: Work, tokenizer: Tokenizer) -> tupl
         try:
             return open_store(folder), read_plan(plan_path)
         except DataError as error:  # made again; the fingerprints tell whether it is the same
-            LOG.warning("the token store is made again: %s", error)
+            LOG.warning("the token store is made again: %s: %s", error.place, error.what)
     store = write_store(folder, read_texts(work.corpus(stage.corpus)[0]), tokenizer)
     plan = plan_packing(store.offsets, stage.context)
     write_plan(plan_path, plan)
@@ -199,19 +202,18 @@ def sampler(stage: PretrainStage, training: Training) -> Callable[[], None]:
     return sample
 
 
-def ledger(stage: PretrainStage, training: Training) -> dict[str, Any]:
+def ledger(training: Training) -> dict[str, Any]:
     """Where every stored token went, over all epochs."""
     plan, store = training.plan, training.store
-    places = training.num_steps * stage.batch_tokens
     return {
         "store_tokens": len(store.tokens),
         "documents": store.num_documents,
         "trained": training.tokens,
         "masked": store.num_documents,
-        "padded": places - training.tokens,
+        "padded": training.places - training.tokens,
         "cropped": 0,
-        "places": places,
-        "epochs": places / (plan.num_samples * plan.context),
+        "places": training.places,
+        "epochs": training.places / (plan.num_samples * plan.context),
     }
 
 
@@ -228,4 +230,4 @@ def run(stage: PretrainStage, work: Work) -> dict[str, Any]:
         shared.train(training, next_token_loss, *occasions)
     model.to("cpu")
     api.save(model, tokenizer, work.folder / "final", format="hf", overwrite=True)
-    return shared.summary(training) | {"ledger": ledger(stage, training)}
+    return shared.summary(training) | {"ledger": ledger(training)}

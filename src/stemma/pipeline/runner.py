@@ -2,18 +2,18 @@
 
 A stage's fingerprint covers its settings, the fingerprints of its inputs, the seed and a version
 of its kind that is raised by hand when its results would change. `stage.json` is the stage's
-record; a folder without one was not made by a run and is never touched.
+record (`stemma.pipeline.records`); a folder without one was not made by a run and is never touched.
 """
 
-import json
 import os
+import re
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,22 @@ from stemma.core.files import (
     resource_error,
     sha256_file,
     sha256_json,
+    sync_folder,
     write_json,
     write_text,
 )
 from stemma.data.sources import Kind
 from stemma.pipeline import curate, evaluate, export, pretrain, sft, tokenizer
 from stemma.pipeline.recipe import Recipe, Stage, references
+from stemma.pipeline.records import (
+    FORMAT_VERSION,
+    changes,
+    judge,
+    other_inputs,
+    read_record,
+    settings,
+    with_other_data,
+)
 from stemma.pipeline.report import write_report
 from stemma.pipeline.work import (
     Input,
@@ -41,7 +51,6 @@ from stemma.pipeline.work import (
     model_path,
 )
 
-FORMAT_VERSION = 1
 KINDS: dict[str, Any] = {
     "curate": curate,
     "tokenizer": tokenizer,
@@ -55,6 +64,11 @@ READERS = (curate.CurateStage, sft.SftStage)  # of documents
 REPORT_AFTER = 20.0  # seconds of a stage after which the report is brought up to date
 PAPERS = ("recipe.yaml", "ledger.json", "report.html")  # of a run, beside its stages
 SCRATCH = ("steps", "data")  # folders of a stage with manifests of their own
+UNTRAINED = (curate.CurateStage, evaluate.EvaluateStage, export.ExportStage)
+BEGUN = ("half done", "other data")  # states of a stage that goes on where it was
+LOCK = ".lock"  # the process that works in a run folder
+# what a killed process leaves: half written, on its way out, or the probe of a folder
+LEFTOVER = re.compile(r"\..+\.\d+\.(partial|old)|\.probe\.\d+")
 
 
 @dataclass(frozen=True)
@@ -70,6 +84,7 @@ class Run:
     until: str | None = None
     fresh: bool = False
     overwrite: bool = False
+    reset_data: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,55 +95,9 @@ class Planned:
     stage: Stage
     fingerprint: str
     inputs: dict[str, str]
-    state: str  # new, complete, half done, changed
+    state: str  # new, complete, half done, changed; with --reset-data also other data, kept
     why: str = ""
-
-
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """A stage's record, or None where there is none. Raises UsageError for a newer format."""
-    path = folder / "stage.json"
-    if not path.exists():
-        return None
-    try:
-        record: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        version = record["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        fix = "remove the folder, or run with --fresh"
-        raise UsageError(f"not a stage's record ({error})", place=path, fix=fix) from error
-    if version > FORMAT_VERSION:
-        what = f"format_version {version} is newer than the {FORMAT_VERSION} this version knows"
-        raise UsageError(what, place=path, fix="update stemma-lm")
-    return record
-
-
-def settings(stage: Stage, *, defaults: bool) -> dict[str, Any]:
-    """What of a stage's configuration decides its result, with or without values left as they are.
-
-    The fingerprint goes without: a key that a later version adds, and a recipe does not use, then
-    leaves the results of this version valid. Who changes a default raises the stage's VERSION.
-    """
-    values = stage.model_dump(mode="json", exclude_defaults=not defaults)
-    return {key: value for key, value in values.items() if key not in stage.UNSEEN}
-
-
-def intact(folder: Path, record: dict[str, Any]) -> str:
-    """Empty where every recorded output is there with its size, else the first that is not."""
-    for name, about in record.get("outputs", {}).items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != about["bytes"]:
-            return str(name)
-    return ""
-
-
-def changes(record: dict[str, Any], stage: Stage, inputs: dict[str, str]) -> str:
-    """Which settings or inputs of a stage differ from the record, in words."""
-    old, new = record.get("config", {}), settings(stage, defaults=True)
-    keys = [k for k in new if k in old and old[k] != new[k]]
-    words = [f"{k} was {old.get(k)!r}, now {new.get(k)!r}" for k in keys[:3]]
-    words += [f"input {k}" for k in inputs if record.get("inputs", {}).get(k) != inputs[k]]
-    if not words:
-        words = ["the seed or the version of this stage's code"]
-    return "; ".join(words)
+    after_reset: str = ""  # what of a changed stage --reset-data would make
 
 
 def require_folder(out: Path) -> None:
@@ -145,9 +114,14 @@ def require_folder(out: Path) -> None:
 def require_ours(folder: Path) -> None:
     """Refuse to replace a stage's folder, or its older generation, that no run made."""
     for made in (folder, older(folder)) if folder.exists() else ():
-        if made.exists() and not (made / "stage.json").is_file() and any(made.iterdir()):
+        if made.exists() and not (made / "stage.json").is_file() and holds_anything(made):
             fix = "move it away, or choose out=FOLDER"
             raise UsageError("the folder exists and no run made it", place=made, fix=fix)
+
+
+def holds_anything(folder: Path) -> bool:
+    """Whether there is more in a folder than what a killed process left."""
+    return any(not LEFTOVER.fullmatch(path.name) for path in folder.iterdir())
 
 
 def older(folder: Path) -> Path:
@@ -165,10 +139,7 @@ def plan(run: Run) -> list[Planned]:
         fingerprint = sha256_json(
             [stage.kind, version, settings(stage, defaults=False), inputs, run.recipe.seed]
         )
-        state, why = look(run, name, fingerprint)
-        if state == "changed":
-            why = changes(read_record(run.out / name) or {}, stage, inputs)
-        planned[name] = Planned(name, stage, fingerprint, inputs, state, why)
+        planned[name] = look(run, Planned(name, stage, fingerprint, inputs, "new"))
         if name == run.until:
             break
     return list(planned.values())
@@ -195,39 +166,40 @@ def files_of(stage: Stage) -> list[tuple[str, tuple[str, ...], Mapping[str, Kind
     return [(key, named, stage.READS) for key in stage.FILES if (named := getattr(stage, key))]
 
 
-def look(run: Run, name: str, fingerprint: str) -> tuple[str, str]:
-    """The state of a stage's folder, and a word on it. Raises UsageError for a foreign folder."""
-    folder = run.out / name
+def look(run: Run, item: Planned) -> Planned:
+    """A stage with the state of its folder. Raises UsageError for a foreign folder."""
+    folder, stage, after = run.out / item.name, item.stage, ""
     record = read_record(folder)
-    state, why = judge(folder, record, fingerprint) if record is not None else ("new", "")
+    state, why = judge(folder, record, item.fingerprint) if record else ("new", "")
     if run.fresh and state != "half done":
         state, why = "new", ""  # half done is what an interrupted --fresh goes on with
+    if record and state == "changed":
+        why = changes(record, stage, item.inputs, run.recipe.seed)
+        version, others = KINDS[stage.kind].VERSION, other_inputs(record, item.inputs)
+        after = with_other_data(record, stage, version, others)
+        state = (after if run.reset_data else "") or state
     if state in ("new", "changed"):
         require_ours(folder)
-    return state, why
-
-
-def judge(folder: Path, record: dict[str, Any], fingerprint: str) -> tuple[str, str]:
-    """Complete, half done, or changed."""
-    if record.get("fingerprint") != fingerprint:
-        # a stage that failed before it made anything has nothing to lose
-        made = record.get("status") == "complete" or any(folder.glob("steps/*"))
-        return ("changed" if made else "new"), ""
-    if record.get("status") != "complete":
-        return "half done", ""
-    lost = intact(folder, record)
-    return ("half done", f"{lost} is missing or has another size") if lost else ("complete", "")
+    return replace(item, state=state, why=why, after_reset=after)
 
 
 def refuse_changed(run: Run, planned: list[Planned]) -> None:
-    """Results of other settings are kept unless the user says otherwise."""
+    """Results of other settings are kept unless the user says otherwise.
+
+    For the sake of other data nothing is replaced that was trained.
+    """
     changed = [p for p in planned if p.state == "changed"]
-    if changed and not run.overwrite:
-        raise UsageError(
-            f"made with other settings ({changed[0].why})",
-            place=run.out / changed[0].name,
-            fix="--overwrite replaces it and what follows, out=FOLDER keeps both",
-        )
+    if run.reset_data:
+        changed = [p for p in changed if not isinstance(p.stage, UNTRAINED)]
+    if not changed or run.overwrite:
+        return
+    fix = "--overwrite replaces it and what follows, out=FOLDER keeps both"
+    if run.reset_data:
+        fix = "--reset-data changes data alone and of unfinished training; out=FOLDER keeps both"
+    elif any(p.after_reset == "other data" for p in changed):
+        fix = f"--reset-data goes on with the weights, {fix}"
+    what = f"made with other settings ({changed[0].why})"
+    raise UsageError(what, place=run.out / changed[0].name, fix=fix)
 
 
 def set_aside(folder: Path) -> None:
@@ -240,26 +212,39 @@ def set_aside(folder: Path) -> None:
         return
     require_ours(folder)
     if (read_record(folder) or {}).get("status") != "complete":
-        shutil.rmtree(folder)
+        remove(folder)
         return
     if older(folder).exists():
-        shutil.rmtree(older(folder))
+        remove(older(folder))
     folder.rename(older(folder))
+    sync_folder(folder.parent)
 
 
-def clear_leftovers(folder: Path) -> None:
-    """Remove what a killed process left half written in a stage's folder."""
-    for pattern in (".*.partial", ".*.old"):
-        for leftover in folder.rglob(pattern):
-            if leftover.is_dir():
-                shutil.rmtree(leftover, ignore_errors=True)
-            else:
-                leftover.unlink(missing_ok=True)
+def remove(folder: Path) -> None:
+    """Remove a stage's folder, renamed first: half of it, without its record, would be foreign."""
+    gone = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    folder.rename(gone)
+    sync_folder(folder.parent)
+    shutil.rmtree(gone)
+
+
+def clear_leftovers(leftovers: Iterable[Path]) -> None:
+    """Remove those of the paths that a killed process left half written or half removed."""
+    for leftover in leftovers:
+        if not LEFTOVER.fullmatch(leftover.name):
+            continue
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 @contextmanager
 def only_run(out: Path) -> Iterator[None]:
-    """Hold the run folder while the block runs. Raises UsageError where another run holds it."""
+    """Hold the run folder while the block runs. Raises UsageError where another run holds it.
+
+    The kernel keeps the lock and frees it with its process; the file only tells whose it is.
+    """
     if sys.platform == "win32":  # opens no folders
         yield
         return
@@ -267,10 +252,23 @@ def only_run(out: Path) -> Iterator[None]:
     try:
         if not hold(handle):
             fix = "wait for it, or choose out=FOLDER"
-            raise UsageError("another run works in this folder", place=out, fix=fix)
-        yield
+            raise UsageError(f"locked by {holder(out)}", place=out, fix=fix)
+        write_text(out / LOCK, f"{os.getpid()}\n")
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                (out / LOCK).unlink()
     finally:
         os.close(handle)
+
+
+def holder(out: Path) -> str:
+    """Who works in a run folder, as far as it can be read."""
+    try:
+        return f"pid {int((out / LOCK).read_text('utf-8'))}"
+    except (OSError, ValueError):  # it has only just begun
+        return "another run"
 
 
 def execute(run: Run, say: Callable[[str], None]) -> Path:
@@ -286,6 +284,7 @@ def execute_alone(run: Run, planned: list[Planned], say: Callable[[str], None]) 
     for item in planned:
         if item.state != "complete" and isinstance(item.stage, TRAINERS):
             machine.pick(item.stage.device)  # now, not after the stages before it
+    clear_leftovers(run.out.iterdir())
     write_json(run.out / "run.json", about(run))  # first: it tells whose folder this is
     write_text(run.out / "recipe.yaml", recipe_as_run(run))
     folders = {p.name: run.out / p.name for p in planned}
@@ -293,6 +292,10 @@ def execute_alone(run: Run, planned: list[Planned], say: Callable[[str], None]) 
         head = f"[{position}/{len(planned)}] {item.name}"
         if item.state == "complete":
             say(f"{head}: complete, skipped")
+            continue
+        if item.state == "kept":
+            keep(run, item)
+            say(f"{head}: kept, the weights were trained with it")
             continue
         budget = item.stage.minutes
         say(f"{head} ({item.stage.kind})" + (f": about {budget:g} min" if budget else ""))
@@ -332,9 +335,52 @@ def run_stage(run: Run, item: Planned, folders: dict[str, Path]) -> float:
     if item.state in ("changed", "new"):
         set_aside(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    clear_leftovers(folder)
+    clear_leftovers(list(folder.rglob(".*")))
     earlier = read_record(folder) or {}
-    record = {
+    other_data = run.reset_data and item.state in BEGUN
+    if other_data and (folder / "data").exists():  # before the record promises other data
+        shutil.rmtree(folder / "data")
+    record = record_of(run, item, earlier)
+    write_json(folder / "stage.json", record)
+    machine.forget_peak_memory()
+    started = time.monotonic()
+    work = Work(
+        item.name,
+        folder,
+        run.recipe.seed,
+        resumed=item.state in BEGUN,
+        reset_data=other_data,
+        data_resets=earlier.get("data_resets", []),
+    )
+
+    def finish(**values: Any) -> None:
+        if work.data_resets:
+            record["data_resets"] = work.data_resets
+        record["seconds"] += time.monotonic() - started
+        record["peak_memory_bytes"] = max(record["peak_memory_bytes"], machine.peak_memory_bytes())
+        write_json(folder / "stage.json", record | values)
+
+    try:
+        work.inputs |= inputs_of(run, item, folders)
+        for key, named, kinds in files_of(item.stage):
+            work.files[key] = document_files(named, run.root, out=run.out, kinds=kinds)
+        summary = KINDS[item.stage.kind].run(item.stage, work)
+    except BaseException as error:
+        with suppress(ResourceError):  # on a full disk the first error is the one to tell
+            if item.state == "other data" and not work.begun:
+                take_back(folder, earlier)
+            else:
+                finish()
+        if isinstance(error, OSError):
+            raise resource_error(error, error.filename or folder) from error
+        raise
+    finish(status="complete", outputs=outputs_of(folder), summary=summary)
+    return time.monotonic() - started
+
+
+def record_of(run: Run, item: Planned, earlier: dict[str, Any]) -> dict[str, Any]:
+    """The record of a stage that begins, or goes on after an earlier one."""
+    return {
         "format_version": FORMAT_VERSION,
         "name": item.name,
         "kind": item.stage.kind,
@@ -343,34 +389,28 @@ def run_stage(run: Run, item: Planned, folders: dict[str, Path]) -> float:
         "status": "running",
         "config": settings(item.stage, defaults=True),
         "inputs": item.inputs,
+        "seed": run.recipe.seed,
         "seconds": earlier.get("seconds", 0.0),
         "peak_memory_bytes": earlier.get("peak_memory_bytes", 0),
         "outputs": {},
         "summary": {},
         "commands": [*earlier.get("commands", []), printable(shlex.join(run.command))],
     }
-    write_json(folder / "stage.json", record)
-    machine.forget_peak_memory()
-    started = time.monotonic()
 
-    def finish(**values: Any) -> None:
-        record["seconds"] += time.monotonic() - started
-        record["peak_memory_bytes"] = max(record["peak_memory_bytes"], machine.peak_memory_bytes())
-        write_json(folder / "stage.json", record | values)
 
-    try:
-        work = Work(item.name, folder, run.recipe.seed, inputs_of(run, item, folders))
-        for key, named, kinds in files_of(item.stage):
-            work.files[key] = document_files(named, run.root, out=run.out, kinds=kinds)
-        summary = KINDS[item.stage.kind].run(item.stage, work)
-    except BaseException as error:
-        with suppress(ResourceError):  # on a full disk the first error is the one to tell
-            finish()
-        if isinstance(error, OSError):
-            raise resource_error(error, error.filename or folder) from error
-        raise
-    finish(status="complete", outputs=outputs_of(folder), summary=summary)
-    return time.monotonic() - started
+def take_back(folder: Path, earlier: dict[str, Any]) -> None:
+    """Leave a stage whose other data were refused as it was, but for data that are made again."""
+    shutil.rmtree(folder / "data", ignore_errors=True)
+    write_json(folder / "stage.json", earlier)
+
+
+def keep(run: Run, item: Planned) -> None:
+    """Take over a stage's results for its inputs of today, noting what they were made from."""
+    folder = run.out / item.name
+    record = read_record(folder) or {}
+    today = {"fingerprint": item.fingerprint, "inputs": item.inputs, "seed": run.recipe.seed}
+    made_from = record.get("made_from", record.get("inputs", {}))
+    write_json(folder / "stage.json", record | today | {"made_from": made_from})
 
 
 def inputs_of(run: Run, item: Planned, folders: dict[str, Path]) -> dict[str, Input]:
@@ -431,12 +471,13 @@ def preview(run: Run) -> list[dict[str, Any]]:
 
 def preview_lines(rows: list[dict[str, Any]]) -> list[str]:
     """The preview as a table."""
-    verbs = {"new": "run", "complete": "skip", "half done": "resume", "changed": "changed"}
+    verbs = {"new": "run", "complete": "skip", "half done": "resume", "other data": "resume"}
     lines = []
     for row in rows:
         budget = f"about {row['minutes']:g} min" if row["minutes"] else ""
         why = f"({row['why']})" if row["why"] else ""
-        line = f"{row['stage']:<12} {row['kind']:<10} {verbs[row['state']]:<8} {budget} {why}"
+        verb = verbs.get(row["state"], row["state"])
+        line = f"{row['stage']:<12} {row['kind']:<10} {verb:<8} {budget} {why}"
         lines.append(line.rstrip())
     total = sum(row["minutes"] or 0 for row in rows if row["state"] != "complete")
     return [*lines, f"budget: {total:g} min in all"] if total else lines

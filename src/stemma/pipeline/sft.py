@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from stemma import api
@@ -33,7 +32,6 @@ from stemma.data.conversations import (
 )
 from stemma.data.documents import BadLines, MaxDocumentBytes, RejectFile
 from stemma.data.messages import Conversation, Message
-from stemma.data.order import samples_of
 from stemma.data.packing import Plan, plan_whole, read_plan, write_plan
 from stemma.data.preflight import Preflight, checked
 from stemma.data.renderer import Renderer
@@ -68,6 +66,17 @@ class SftStage(StrictModel):
     FILES: ClassVar[tuple[str, ...]] = ("inputs", "heldout")
     READS: ClassVar[Mapping[str, Kind]] = KINDS
     UNSEEN: ClassVar[frozenset[str]] = shared.UNSEEN
+    DATA: ClassVar[frozenset[str]] = shared.LENGTHS | {
+        "inputs",
+        "format",
+        "bad_lines",
+        "max_document_bytes",
+        "holdout",
+        "heldout",
+        "strict",
+        "epochs",
+    }
+    DATA_INPUTS: ClassVar[tuple[str, ...]] = ()
 
     kind: Literal["sft"] = Field(description="the kind of stage")
     init: str = Field(description="the model to go on from: a stage, a path, or asset:NAME")
@@ -104,6 +113,7 @@ class SftStage(StrictModel):
     samples: shared.SampleSetting
     checkpoint_every: shared.CheckpointEvery
     keep_checkpoints: shared.KeepCheckpoints
+    workers: shared.Workers
     device: shared.Device
     minutes: shared.Minutes
 
@@ -150,7 +160,7 @@ def run(stage: SftStage, work: Work) -> dict[str, Any]:
         "conversations": conversations,
         "preflight": preflight,
         "heldout_loss": heldout_losses(training),
-        "ledger": ledger(stage, training),
+        "ledger": ledger(training),
     }
 
 
@@ -192,8 +202,10 @@ def prepare_data(
         try:
             preflight = json.loads((folder / MARK).read_text("utf-8"))
             return open_store(folder), read_plan(folder / shared.PLAN), preflight
-        except (DataError, OSError, ValueError) as error:
-            LOG.warning("the token store is made again: %s", error)
+        except DataError as error:
+            LOG.warning("the token store is made again: %s: %s", error.place, error.what)
+        except (FileNotFoundError, ValueError) as error:
+            LOG.warning("the token store is made again: %s: %s", folder / MARK, error)
     seen = Preflight()
     train = read_prepared(work.folder / "conversations" / "train.jsonl")
     skip = stage.bad_lines == "skip"
@@ -270,6 +282,7 @@ def sampler(stage: SftStage, training: Training, renderer: Renderer) -> Callable
             [turn.messages[-1].content for turn, _ in asked],
             [one.text for one in made],
             chosen.temperature,
+            ended=[one.finish_reason == "stop" for one in made],
         )
 
     return sample
@@ -299,20 +312,16 @@ def heldout_losses(training: Training) -> dict[str, float | None]:
     return {"before": losses[0], "after": losses[-1]} if losses else {"before": None, "after": None}
 
 
-def ledger(stage: SftStage, training: Training) -> dict[str, Any]:
+def ledger(training: Training) -> dict[str, Any]:
     """Where every place of every step went: places = trained + masked + padded."""
     plan, store = training.plan, training.store
-    count = training.num_steps * (stage.batch_tokens // stage.context)
-    _, samples = samples_of(0, count, plan.num_samples, seed=training.work.seed)
-    filled = int(np.add.reduceat(plan.length, plan.first_piece[:-1])[samples].sum())
-    places = count * stage.context
     return {
         "store_tokens": len(store.tokens),
         "documents": store.num_documents,
         "trained": training.tokens,
-        "masked": filled - training.tokens,
-        "padded": places - filled,
+        "masked": training.filled - training.tokens,
+        "padded": training.places - training.filled,
         "cropped": 0,
-        "places": places,
-        "epochs": count / plan.num_samples,
+        "places": training.places,
+        "epochs": training.places / (plan.num_samples * plan.context),
     }

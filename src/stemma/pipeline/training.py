@@ -2,15 +2,13 @@
 
 The stage hands in a loss, a source of windows, and what to do now and then (score, write samples);
 this owns the loop: it logs each step, saves checkpoints, and answers signals at step boundaries.
-What it resumes from is the newest checkpoint that verifies; everything later is computed again,
-bit for bit.
+What it resumes from is the newest checkpoint that verifies (`stemma.pipeline.resume`); everything
+later is computed again, bit for bit.
 """
 
-import json
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Protocol
@@ -22,15 +20,18 @@ from torch import Tensor, nn
 from stemma import api
 from stemma.core import device as machine
 from stemma.core.config import StrictModel, multiple
-from stemma.core.errors import DivergedError, ModelError
-from stemma.core.files import sha256_file, write_text
+from stemma.core.errors import DivergedError, UsageError
+from stemma.core.files import free_bytes, sha256_file, sha256_json
 from stemma.core.progress import LOG, progress
 from stemma.core.signals import graceful
 from stemma.data.batches import Batch, Order
+from stemma.data.order import samples_of
 from stemma.data.packing import Plan
 from stemma.data.store import TokenStore
 from stemma.data.tokenizer import Tokenizer
 from stemma.nn.select import train_only
+from stemma.pipeline.resume import find_start
+from stemma.pipeline.rows import RowFile
 from stemma.pipeline.work import Work
 from stemma.train import checkpoint
 from stemma.train.loop import fit
@@ -39,7 +40,11 @@ from stemma.train.pretrain import windows
 from stemma.train.schedule import Cosine, Schedule
 
 PLAN = "plan.safetensors"
-UNSEEN = frozenset({"minutes", "checkpoint_every", "keep_checkpoints", "device"})
+UNSEEN = frozenset({"minutes", "checkpoint_every", "keep_checkpoints", "device", "workers"})
+# keys that say what is read, how much and in which batches: `--reset-data` may change them
+LENGTHS = frozenset({"context", "tokens", "steps", "batch_tokens", "micro_batch_tokens"})
+SPARE = 1.2  # times the next checkpoint that should be free on the disk
+NAMED = 6  # samples of a batch that a message names
 
 
 class Samples(StrictModel):
@@ -77,6 +82,9 @@ Trainable = Annotated[
 SampleSetting = Annotated[Samples, Field(default=Samples(), description="texts along training")]
 CheckpointEvery = Annotated[int, Field(default=500, ge=1, description="steps between checkpoints")]
 KeepCheckpoints = Annotated[int, Field(default=2, ge=1, description="newest checkpoints to keep")]
+Workers = Annotated[
+    int, Field(default=0, ge=0, le=64, description="threads that build batches ahead of their step")
+]
 Device = Annotated[str, Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")]
 Minutes = Annotated[
     float | None, Field(default=None, ge=0, description="budget, printed beforehand")
@@ -108,6 +116,8 @@ class Settings(Protocol):
     def checkpoint_every(self) -> int: ...
     @property
     def keep_checkpoints(self) -> int: ...
+    @property
+    def workers(self) -> int: ...
 
 
 def check_batches(stage: Settings) -> None:
@@ -117,38 +127,24 @@ def check_batches(stage: Settings) -> None:
         multiple("micro_batch_tokens", stage.micro_batch_tokens, "context", stage.context)
 
 
-class RowFile:
-    """A JSONL file with a header, cut back to a step at resume and appended to from there."""
-
-    def __init__(self, path: Path, kind: str, *, keep_to_step: int) -> None:
-        header = json.dumps({"format_version": 1, "kind": kind})
-        kept = [line for line in whole_lines(path)[1:] if step_of(line) <= keep_to_step]
-        write_text(path, "".join(f"{line}\n" for line in [header, *kept]))
-        self.path = path
-
-    def add(self, **row: Any) -> None:
-        """Append one row; it is on its way to disk when this returns."""
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def whole_lines(path: Path) -> list[str]:
-    """Complete lines of a file that may have been cut in the middle of one."""
-    text = path.read_text("utf-8", errors="replace") if path.exists() else ""
-    return text.split("\n")[:-1]
-
-
-def step_of(line: str) -> float:
-    """The step of a row; beyond all steps for a line that is no row, so that it is left out."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
+def require_batch(stage: Settings, name: str, plan: Plan) -> None:
+    """Refuse data that do not fill one batch: samples would repeat inside it (UsageError)."""
+    rows, count = stage.batch_tokens // stage.context, plan.num_samples
+    if count < rows:
+        samples = (
+            "1 sample of {} tokens is" if count == 1 else f"{count} samples of {{}} tokens are"
+        )
+        what = f"{samples.format(stage.context)} less than a batch of {rows}"
+        fix = f"use batch_tokens={count * stage.context}, or more documents"
+        raise UsageError(what, place=f"{name}: batch_tokens", fix=fix)
 
 
 @dataclass
 class Training:
-    """One training run: what its steps share, how far it is, and what it has written."""
+    """One training run: what its steps share, how far it is, and what it has written.
+
+    `places` of all steps so far; `filled` of them held a pair, `tokens` of those counted.
+    """
 
     stage: Settings
     work: Work
@@ -161,8 +157,11 @@ class Training:
     num_steps: int
     metrics: RowFile
     samples: RowFile
+    data_resets: list[dict[str, Any]]
     step: int = 0
     tokens: int = 0
+    places: int = 0
+    filled: int = 0
     seconds: float = 0.0
     loss: float | None = None
 
@@ -176,9 +175,13 @@ class Training:
             "format_version": 1,
             "step": self.step,
             "tokens": self.tokens,
+            "places": self.places,
+            "filled": self.filled,
             "seconds": self.seconds,
             "loss": self.loss,
             "seed": self.work.seed,
+            "model": network(self.model),
+            "data_resets": self.data_resets,
             "machine": machine.machine(),
             "versions": machine.versions(),
         }
@@ -186,6 +189,19 @@ class Training:
             self.steps_folder, self.model, self.optimizer, state, self.fingerprints
         )
         checkpoint.retain(self.steps_folder, keep=self.stage.keep_checkpoints)
+
+
+def network(model: Any) -> dict[str, Any]:
+    """What a network is: its family, the version of that, and its numbers."""
+    config = model.config
+    numbers: dict[str, Any] = config.model_dump(mode="json")
+    return {"family": config.family, "family_version": config.family_version} | numbers
+
+
+def counted_places(plan: Plan, seed: int, count: int) -> dict[str, int]:
+    """What a checkpoint of version 0.1 does not say: the places of the first `count` samples."""
+    _, samples = samples_of(0, count, plan.num_samples, seed=seed)
+    return {"places": count * plan.context, "filled": int(plan.pairs[samples].sum())}
 
 
 def begin(
@@ -200,23 +216,33 @@ def begin(
 ) -> Training:
     """Set up a training run, or go on with the one that the folder holds.
 
-    Raises ModelError where the newest checkpoint belongs to something else.
+    Raises ModelError where the newest checkpoint belongs to something else, UsageError where the
+    data do not fill a batch, or hold less than has been trained already.
     """
+    rows = stage.batch_tokens // stage.context
     fingerprints = {
         "config": api.fingerprint(model.config),
         "data": store.fingerprint,
         "plan": sha256_file(work.folder / "data" / PLAN),
+        "order": sha256_json([work.seed, rows]),
         "tokenizer": tokenizer.fingerprint,
     }
     train_only(model, stage.trainable, place=f"{work.name}: trainable")
     optimizer = adamw(model, stage.optimizer, learning_rate=stage.learning_rate)
-    found = newest(work, fingerprints)
-    if found is not None:
-        checkpoint.restore(found, model, optimizer)
-    fresh: dict[str, Any] = {"step": 0, "tokens": 0, "seconds": 0.0, "loss": None}
-    state = found.state if found else fresh
-    step = int(state["step"])
-    kept = step if found else -1  # without a checkpoint the rows of step 0 are written again too
+    start = find_start(work, fingerprints, network(model))
+    if start.found is None or start.reset:
+        require_batch(stage, work.name, plan)
+    if start.step > num_steps:
+        what = f"{start.step} steps are done, and the data now make {num_steps}"
+        raise UsageError(what, place=work.name, fix="give it more tokens, steps or epochs")
+    state: dict[str, Any] = {"tokens": 0, "places": 0, "filled": 0, "seconds": 0.0, "loss": None}
+    if start.found is not None:
+        checkpoint.restore(start.found, model, optimizer)
+        state = start.found.state
+        if "places" not in state:
+            state = state | counted_places(plan, work.seed, start.step * rows)
+    work.begun, work.data_resets = True, start.data_resets
+    kept = start.step if start.found else -1  # without one the rows of step 0 come again too
     return Training(
         stage=stage,
         work=work,
@@ -229,36 +255,14 @@ def begin(
         num_steps=num_steps,
         metrics=RowFile(work.folder / "metrics.jsonl", "metrics", keep_to_step=kept),
         samples=RowFile(work.folder / "samples.jsonl", "samples", keep_to_step=kept),
-        step=step,
+        data_resets=start.data_resets,
+        step=start.step,
         tokens=state["tokens"],
+        places=state["places"],
+        filled=state["filled"],
         seconds=state["seconds"],
         loss=state["loss"],
     )
-
-
-def newest(work: Work, fingerprints: dict[str, str]) -> checkpoint.Checkpoint | None:
-    """The newest checkpoint that verifies, if there is one.
-
-    Raises ModelError, naming what differs, where it was made from other inputs.
-    """
-    steps_folder = work.folder / "steps"
-    checkpoint.clear_leftovers(steps_folder)
-    found, damaged = checkpoint.newest_checkpoint(steps_folder)
-    for error in damaged:
-        LOG.warning("set aside a damaged checkpoint: %s", error)
-    if found is None:
-        if damaged:
-            LOG.warning("%s: no sound checkpoint is left, so it starts over", work.name)
-        return None
-    stored = found.manifest["fingerprints"]
-    names = {"config": "network", "data": "documents", "plan": "packing", "tokenizer": "tokenizer"}
-    other = [name for key, name in names.items() if stored.get(key) != fingerprints[key]]
-    if other:
-        what = f"the checkpoint was made with another {' and '.join(other)}"
-        fix = f"remove {work.folder} to train it again, or give back what it was trained on"
-        raise ModelError(what, place=found.folder, fix=fix)
-    LOG.info("%s: resumed from step %d", work.name, found.step)
-    return found
 
 
 def due(step: int, every: int, last: int) -> bool:
@@ -276,33 +280,74 @@ def train(
     """Run the remaining steps; each occasion comes when it is due, and at the end."""
     stage, work, last = training.stage, training.work, training.num_steps
     order = Order(training.plan, work.seed, stage.batch_tokens // stage.context)
-    rows = (stage.micro_batch_tokens or stage.batch_tokens) // stage.context
-    steps = fit(
-        training.model,
-        windows(training.store, order, first_step=training.step, steps=last, rows=rows),
-        loss_sum,
-        training.optimizer,
-        learning_rate=lambda step: stage.learning_rate * stage.schedule.share(step, last),
-        clip=stage.clip,
-        seed=work.seed,
-        first_step=training.step,
-    )
-    with graceful() as request, progress(work.name, last) as update, told(training):
-        for numbers, taken in timed(steps):
-            training.step, training.loss = int(numbers["step"]), numbers["loss"]
-            training.tokens += int(numbers["tokens"])
-            training.seconds += taken
-            speed = numbers["tokens"] / max(1e-9, taken)
-            row = numbers | {"tokens": training.tokens, "tokens_per_second": speed}
-            training.metrics.add(**row, seconds=training.seconds)
-            update(training.step, loss=numbers["loss"], tokens_per_second=speed)
+    warn_of_space(training)
+    with (
+        closing(batches(training, order)) as windows_ahead,
+        graceful() as request,
+        progress(work.name, last) as update,
+        told(training),
+    ):
+        steps = fit(
+            training.model,
+            windows_ahead,
+            loss_sum,
+            training.optimizer,
+            learning_rate=lambda step: stage.learning_rate * stage.schedule.share(step, last),
+            clip=stage.clip,
+            seed=work.seed,
+            first_step=training.step,
+        )
+        for numbers, taken in timed(blamed(steps, training, order)):
+            note(training, order, numbers, taken)
+            update(training.step, loss=numbers["loss"], tokens_per_second=speed(numbers, taken))
             for every, act in occasions:
                 if due(training.step, every, last):
                     act()
-            if due(training.step, stage.checkpoint_every, last) or request.number:
+            asked = request.number  # looked at once: what comes later waits for the next step
+            if asked or due(training.step, stage.checkpoint_every, last):
                 training.save()
-            if request.number:
+            if asked:
                 request.raise_stop(training.step)
+        if request.number:  # it came while the last step was saved
+            request.raise_stop(training.step)
+
+
+def batches(training: Training, order: Order) -> Generator[list[Batch], None, None]:
+    """The windows of the remaining steps."""
+    stage = training.stage
+    return windows(
+        training.store,
+        order,
+        first_step=training.step,
+        steps=training.num_steps,
+        rows=(stage.micro_batch_tokens or stage.batch_tokens) // stage.context,
+        workers=stage.workers,
+    )
+
+
+def note(training: Training, order: Order, numbers: dict[str, float], taken: float) -> None:
+    """Count a step that was taken, and write its row."""
+    training.filled += int(training.plan.pairs[order.samples(training.step)].sum())
+    training.places += training.stage.batch_tokens
+    training.step, training.loss = int(numbers["step"]), numbers["loss"]
+    training.tokens += int(numbers["tokens"])
+    training.seconds += taken
+    row = numbers | {"tokens": training.tokens, "tokens_per_second": speed(numbers, taken)}
+    training.metrics.add(**row, seconds=training.seconds)
+
+
+def speed(numbers: dict[str, float], taken: float) -> float:
+    """Counted tokens a second."""
+    return numbers["tokens"] / max(1e-9, taken)
+
+
+def warn_of_space(training: Training) -> None:
+    """Say before the first step that the next checkpoint may not fit on the disk."""
+    needed = checkpoint.state_bytes(training.model, training.optimizer)
+    free = free_bytes(training.steps_folder)
+    if free < SPARE * needed:
+        what = "%s: the next checkpoint needs about %d bytes, and %d are free"
+        LOG.warning(what, training.work.name, needed, free)
 
 
 def timed(steps: Iterable[dict[str, float]]) -> Iterator[tuple[dict[str, float], float]]:
@@ -314,6 +359,18 @@ def timed(steps: Iterable[dict[str, float]]) -> Iterator[tuple[dict[str, float],
         if numbers is None:
             return
         yield numbers, time.monotonic() - started
+
+
+def blamed(
+    steps: Iterable[dict[str, float]], training: Training, order: Order
+) -> Iterator[dict[str, float]]:
+    """The steps; a divergence among them names the samples of its batch."""
+    try:
+        yield from steps
+    except DivergedError as error:
+        samples = order.samples(training.step).tolist()
+        named = ", ".join(map(str, samples[:NAMED])) + (", …" if len(samples) > NAMED else "")
+        raise DivergedError(f"{error.what}, samples {named}", fix=error.fix) from error
 
 
 @contextmanager
@@ -330,10 +387,14 @@ def told(training: Training) -> Iterator[None]:
 
 
 def add_samples(
-    training: Training, prompts: Sequence[str], texts: Sequence[str], temperature: float
+    training: Training,
+    prompts: Sequence[str],
+    texts: Sequence[str],
+    temperature: float,
+    **more: Sequence[Any],
 ) -> None:
-    """Note what the model writes at this step."""
-    for prompt, text in zip(prompts, texts, strict=True):
+    """Note what the model writes at this step; `more` has further columns of the rows."""
+    for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
         training.samples.add(
             step=training.step,
             tokens=training.tokens,
@@ -341,6 +402,7 @@ def add_samples(
             text=text,
             seed=training.work.seed,
             temperature=temperature,
+            **{name: column[number] for name, column in more.items()},
         )
 
 

@@ -39,7 +39,9 @@ class Work:
     """One stage at work.
 
     `inputs` has an entry for every reference in its configuration, `files` one for every key that
-    names documents.
+    names documents. `resumed`: an earlier run began this stage. `reset_data`: training may go on
+    with other data than it began with. Once it has found them fitting, `begun` is true, and
+    `data_resets` has every such change so far.
     """
 
     name: str
@@ -47,6 +49,10 @@ class Work:
     seed: int
     inputs: dict[str, Input] = field(default_factory=dict)
     files: dict[str, Groups] = field(default_factory=dict)
+    resumed: bool = False
+    reset_data: bool = False
+    begun: bool = False
+    data_resets: list[dict[str, Any]] = field(default_factory=list)
 
     def corpus(self, reference: str) -> tuple[Path, Path]:
         """The training and the held-out documents of a curate stage."""

@@ -10,7 +10,8 @@
 
 A folder is written under a hidden name, its files synced, then the manifest, then the folder is
 renamed and its parent synced: a crash at any point leaves the older checkpoints and nothing that
-looks complete. The newest checkpoint is found by looking, never by a pointer that could dangle.
+looks complete. A folder of the same step is set aside under a hidden name until the new one is
+durable. The newest checkpoint is found by looking, never by a pointer that could dangle.
 The loader assembles each tensor from whatever slices the files hold, so the number of processes
 that wrote a checkpoint does not matter to those that read it.
 """
@@ -19,6 +20,7 @@ import json
 import os
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +30,13 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from stemma.core.errors import ModelError, UsageError
+from stemma.core.errors import DivergedError, ModelError, UsageError
 from stemma.core.files import resource_error, sha256_file, sync_folder
 
 FORMAT_VERSION = 1
 STEP = re.compile(r"\d{8}")
+ASIDE = re.compile(r"\.(\d{8})\.\d+\.aside")  # a step's folder while its successor is renamed
+HASH = re.compile(rb"[0-9a-f]{64}")
 AGAIN = "remove this checkpoint to go on from an older one"
 
 
@@ -75,11 +79,15 @@ def save_checkpoint(
     state: dict[str, Any],
     fingerprints: dict[str, str],
 ) -> Path:
-    """Write the checkpoint of `state["step"]`; raises ResourceError, leaving older ones intact."""
+    """Write the checkpoint of `state["step"]`; raises ResourceError, leaving older ones intact.
+
+    Raises DivergedError, writing nothing, where a value of the state is not finite.
+    """
     tensors = {
         name: tensor.to("cpu", copy=True).contiguous()
         for name, tensor in named_state(model, optimizer).items()
     }
+    require_finite(tensors, state["step"])
     final = steps_folder / f"{state['step']:08d}"
     partial = steps_folder / f".{final.name}.{os.getpid()}.partial"
     try:
@@ -101,10 +109,12 @@ def save_checkpoint(
         about = write_synced(partial / "manifest.json", json_bytes(manifest))
         write_synced(partial / "manifest.sha256", about["sha256"].encode())
         sync_folder(partial)
+        aside = steps_folder / f".{final.name}.{os.getpid()}.aside"
         if final.exists():  # the same step again, after a resume from an older checkpoint
-            shutil.rmtree(final)
+            os.replace(final, aside)
         os.replace(partial, final)
         sync_folder(steps_folder)
+        shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
         written = sum(file.stat().st_size for file in partial.glob("*"))
         shutil.rmtree(partial, ignore_errors=True)
@@ -112,7 +122,28 @@ def save_checkpoint(
     return final
 
 
+def require_finite(tensors: dict[str, Tensor], step: int) -> None:
+    """Refuse to write a state that no training can go on from (DivergedError)."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            what = f"after step {step} values of {name} are not finite"
+            raise DivergedError(what, fix="lower learning_rate, or lengthen the warm-up")
+
+
+def state_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """About how many bytes the next checkpoint will have, its optimizer state included.
+
+    Before the first step there is no state yet: two values are counted for each that is trained.
+    """
+    size = sum(int(tensor.nbytes) for tensor in named_state(model, optimizer).values())
+    if optimizer.state:
+        return size
+    trained = (p for group in optimizer.param_groups for p in group["params"])
+    return size + 2 * sum(int(parameter.nbytes) for parameter in trained)
+
+
 def json_bytes(value: Any) -> bytes:
+    """JSON as the files of a checkpoint spell it."""
     return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
 
@@ -129,30 +160,45 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     Raises ModelError naming the file at fault, UsageError for a format of a later version.
     """
     try:
-        path = folder / "manifest.json"
-        if sha256_file(path).encode() != (folder / "manifest.sha256").read_bytes():
-            raise ModelError("the content does not match its sha256", place=path)
-        manifest = json.loads(path.read_text("utf-8"))
+        manifest = read_manifest(folder)
         if manifest["format_version"] > FORMAT_VERSION:
             found = f"format {manifest['format_version']} is newer than this version knows"
             raise UsageError(found, place=folder, fix="update stemma-lm")
         for name, wanted in manifest["files"].items():
             path = folder / Path(name).name
-            size = path.stat().st_size if path.exists() else None
+            size = path.stat().st_size
             if size != wanted["bytes"]:
-                raise ModelError(f"{wanted['bytes']} bytes wanted, {size} found", place=path)
+                what = f"{wanted['bytes']} bytes wanted, {size} found"
+                raise ModelError(what, place=path, fix=AGAIN)
             if sha256_file(path) != wanted["sha256"]:
-                raise ModelError("the content does not match its sha256", place=path)
+                raise ModelError("the content does not match its sha256", place=path, fix=AGAIN)
         state = json.loads((folder / "state.json").read_text("utf-8"))
     except FileNotFoundError as error:
-        raise ModelError(f"not a complete checkpoint ({error})", place=folder, fix=AGAIN) from error
+        what = "the file is missing from the checkpoint"
+        raise ModelError(what, place=error.filename, fix=AGAIN) from error
     except OSError as error:  # the machine refuses to read: that is no damage
         raise resource_error(error, folder) from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, ModelError | UsageError):
             raise
-        raise ModelError(f"not a complete checkpoint ({error})", place=folder) from error
+        what = f"not a complete checkpoint ({error})"
+        raise ModelError(what, place=folder, fix=AGAIN) from error
     return Checkpoint(folder, manifest, state)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest, if its hash is right; else ModelError names the file that must be wrong.
+
+    Where both may be, it names both.
+    """
+    path, beside = folder / "manifest.json", folder / "manifest.sha256"
+    found, wanted = sha256_file(path).encode(), beside.read_bytes()
+    if not HASH.fullmatch(wanted):
+        raise ModelError("not a sha256 (64 hexadecimal digits)", place=beside, fix=AGAIN)
+    if found != wanted:
+        raise ModelError(f"does not agree with {beside.name}", place=path, fix=AGAIN)
+    manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return manifest
 
 
 def checkpoints(steps_folder: Path) -> list[Path]:
@@ -263,22 +309,34 @@ def optimizer_keys(checkpoint: Checkpoint, model: nn.Module) -> dict[str, list[s
     if stored and (stored.keys() != wanted or len(kinds) != 1):
         odd = sorted(stored.keys() ^ wanted)[:5] or "some parameters have other keys"
         what = f"the optimizer state does not fit the model: {odd}"
-        raise ModelError(what, place=checkpoint.folder)
+        raise ModelError(what, place=checkpoint.folder, fix=AGAIN)
     return stored
 
 
 def retain(steps_folder: Path, *, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints, and what crashes left behind.
 
-    Removing is the last thing a save does; a failure here harms nothing and is not an error.
+    Removing is the last thing a save does; a failure here harms nothing and is not an error. What
+    goes is renamed first, so that no half of it is ever taken for a checkpoint.
     """
     for folder in checkpoints(steps_folder)[: -max(1, keep)]:
-        shutil.rmtree(folder, ignore_errors=True)
+        gone = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+        with suppress(OSError):
+            folder.rename(gone)
+            shutil.rmtree(gone)
     clear_leftovers(steps_folder)
 
 
 def clear_leftovers(steps_folder: Path) -> None:
-    """Remove hidden folders that a crash in the middle of a save left."""
-    if steps_folder.is_dir():
-        for leftover in steps_folder.glob(".*.partial"):
+    """Remove hidden folders that a crash in the middle of a save left.
+
+    A checkpoint that was set aside comes back where its successor had not come into its place.
+    """
+    if not steps_folder.is_dir():
+        return
+    for leftover in sorted(steps_folder.glob(".*")):
+        found = ASIDE.fullmatch(leftover.name)
+        if found and not (steps_folder / found[1]).exists():
+            leftover.rename(steps_folder / found[1])
+        elif found or leftover.name.endswith(".partial"):
             shutil.rmtree(leftover, ignore_errors=True)

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from stemma.core.errors import DivergedError
+from stemma.core.progress import LOG
 from stemma.core.seeds import generator_for
 
 Numbers = dict[str, float]
+STILL = 20  # steps in a row without any gradient after which it is said
 
 
 class Counted(Protocol):
@@ -68,8 +70,10 @@ def fit(
     Yields `step` (steps taken so far), `loss` (nats per token), `tokens` (counted in this step),
     `gradient_norm` and `learning_rate`.
 
-    Raises DivergedError before a step whose loss or gradient is not finite is taken.
+    Warns once where the gradient was exactly zero for `STILL` steps in a row. Raises DivergedError
+    before a step whose loss or gradient is not finite is taken.
     """
+    still = 0
     for step, window in enumerate(windows, start=first_step):
         model.train()
         seed_step(seed, step)
@@ -84,6 +88,11 @@ def fit(
                 f"loss {loss}, gradient norm {norm} at step {step}, learning rate {rate:.3g}",
                 fix="the step was not taken; lower learning_rate, or lengthen the warm-up",
             )
+        if still < STILL:  # beyond, it has been said
+            still = 0 if norm else still + 1
+            if still == STILL:
+                what = "step %d: the gradient was exactly zero for %d steps: nothing is learned"
+                LOG.warning(what, step, STILL)
         optimizer.step()
         yield {
             "step": step + 1,

@@ -5,13 +5,14 @@ The algorithm is its loss and its windows; what runs it is `stemma.train.loop`.
 Axes: B samples, T places of a sample, V vocabulary
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stemma.data.ahead import ahead
 from stemma.data.batches import IGNORED, Batch, Order, build_batch
 from stemma.data.store import TokenStore
 from stemma.nn.context import Context
@@ -46,9 +47,14 @@ def next_token_loss(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def windows(
-    store: TokenStore, order: Order, *, first_step: int, steps: int, rows: int
-) -> Iterator[list[Batch]]:
-    """The window of each step from `first_step` on, as micro-batches of at most `rows` rows."""
-    for step in range(first_step, steps):
-        batch = build_batch(store, order.plan, order.samples(step))
-        yield list(batch.split(rows))
+    store: TokenStore, order: Order, *, first_step: int, steps: int, rows: int, workers: int = 0
+) -> Generator[list[Batch], None, None]:
+    """The window of each step from `first_step` on, as micro-batches of at most `rows` rows.
+
+    `workers` threads build them ahead of their step.
+    """
+
+    def window(step: int) -> list[Batch]:
+        return list(build_batch(store, order.plan, order.samples(step)).split(rows))
+
+    return ahead(window, range(first_step, steps), workers=workers)
