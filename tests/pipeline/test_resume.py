@@ -190,6 +190,8 @@ def test_larger_batches_after_a_reset_keep_the_ledger(project, monkeypatch):
     counted = [row["tokens"] for row in losses if "loss" in row]
     assert counted[-1] == ledger["trained"] and counted == sorted(counted)
     assert all("skipped" in line for line in run(project, *keys))
+    told = "The stage base went on with other data from step 4 (--reset-data)"
+    assert told in (project / "out" / "report.html").read_text()
 
 
 def test_data_reset_reads_no_old_batch(project, monkeypatch):

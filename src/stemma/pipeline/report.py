@@ -289,9 +289,25 @@ def repeat(run: RunRecord) -> Html:
     return join(
         [
             code("\n".join(commands)) if commands else None,
+            *(element("p", change) for change in changes_of_data(run)),
             element("p", said, class_="quiet"),
         ]
     )
+
+
+def changes_of_data(run: RunRecord) -> list[str]:
+    """What the commands alone do not tell: where training went on with other data."""
+    found = []
+    for stage in run.stages.values():
+        resets = stage.record.get("data_resets")
+        steps = [str(one.get("step")) for one in resets or [] if isinstance(one, dict)]
+        if steps:
+            where = f"step {steps[0]}" if len(steps) == 1 else f"steps {', '.join(steps)}"
+            found.append(
+                f"The stage {stage.name} went on with other data from {where} (--reset-data): "
+                "its model comes from more than what the commands name last."
+            )
+    return found
 
 
 def code(text: str) -> Html:
