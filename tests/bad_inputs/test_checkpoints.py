@@ -185,7 +185,7 @@ OTHER_DATA = [
     OtherData(69, "micro-batch", nothing, "base.micro_batch_tokens=16", 2, HEAD + rf"\(micro_batch_tokens was None, now 16\){GO}"),
     OtherData(69, "order", nothing, "seed=1", 2, rf"runs/tiny/corpus: made with other settings \(seed was 0, now 1\){GO}"),
     OtherData(69, "store", from_another("corpus.drop_duplicates=false corpus.inputs=[docs/more.jsonl]", "data"), "", 4, CHECKPOINT + rf"\(documents {SHORT}, here {SHORT}; packing {SHORT}, here {SHORT}\){GO}"),
-    OtherData(69, "steps", from_another("base.batch_tokens=16", "steps"), "", 4, CHECKPOINT + rf"\(order or size of batches {SHORT}, here {SHORT}\){GO}"),
+    OtherData(69, "steps", from_another("base.batch_tokens=16", "steps"), "", 4, CHECKPOINT + rf"\(order or size of batches {SHORT}, here {SHORT}; steps or micro-batches {SHORT}, here {SHORT}\){GO}"),
 ]  # fmt: skip
 BY_NAME = [f"{case.number}-{case.name}" for case in OTHER_DATA]
 
@@ -205,8 +205,8 @@ def test_other_data_are_refused_and_taken_where_asked_for(case, half_done):
     resets = record(half_done).get("data_resets", [])
     saved = half_done / BASE / "steps" / "00000006" / "state.json"
     assert json.loads(saved.read_text())["data_resets"] == resets
-    if case.name == "micro-batch" or case.name == "store":
-        assert resets == [], "the samples and their order are as they were"
+    if case.name == "store":
+        assert resets == [], "the data are those of the recipe again"
         return
     (reset,) = resets
     assert reset["step"] == 4 and reset["from"] != reset["to"]

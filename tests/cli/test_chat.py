@@ -338,7 +338,7 @@ def test_a_signal_ends_a_conversation_from_a_pipe(stemma, monkeypatch):
         done = stemma("chat chatty --max-new-tokens 2", "the\ncat\n")
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert done.code == 75 and done.err == "stopped: by a signal\n"
+    assert done.code == 75 and done.err == "stopped: by a signal; run the same command again\n"
 
 
 # Markdown on a terminal

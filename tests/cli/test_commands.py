@@ -279,7 +279,7 @@ def test_signal_anywhere_is_one_line_and_its_exit_code(stemma, monkeypatch, numb
     finally:
         for name, handler in before.items():
             signal.signal(name, handler)
-    assert got == code and err.splitlines() == ["stopped: by a signal"]
+    assert got == code and err.splitlines() == ["stopped: by a signal; run the same command again"]
 
 
 def test_full_memory_is_exit_code_5(stemma, monkeypatch):

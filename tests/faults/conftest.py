@@ -8,6 +8,20 @@ from tests.faults.shim import Fault
 from tests.faults.trainers import TRAINERS
 from tests.faults.trial import prepared
 
+said: list[str] = []
+
+
+@pytest.fixture
+def tell():
+    """Say a figure at the end of the whole run, whether tests pass or not."""
+    return lambda line: said.append(str(line))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the figures."""
+    for line in said:
+        terminalreporter.write_line(f"faults: {line}")
+
 
 @pytest.fixture(scope="session")
 def zygote(tmp_path_factory):

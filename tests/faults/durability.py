@@ -16,11 +16,12 @@ def parents(path: Path) -> set[Path]:
     return {path, *path.parents}
 
 
-def check_order(calls: list[Call]) -> None:
+def check_order(calls: list[Call], *, root: Path | None = None) -> None:
     """The order of a safe commit, of every rename in a trace to a name that is seen.
 
     What is below the renamed path is synced after its last change and before the rename, the
-    folder above after it, and nothing is removed between the two.
+    folder above after it, and nothing is removed between the two. A folder above that was made in
+    the trace is recorded by its own parent, but for `root`, which the trace does not cover itself.
     """
     renames = [call for call in calls if call.commits]
     assert renames, "nothing was committed"
@@ -33,6 +34,11 @@ def check_order(calls: list[Call]) -> None:
         folder = rename.other.parent
         synced = [call for call in after if call.syncs and call.path == folder]
         assert synced, f"the rename to {rename.other} is never made durable"
+        for made in (c for c in before if c.name.startswith("mkdir")):
+            if made.path in parents(folder) and made.path.parent != root:
+                kept = [c for c in calls if c.syncs and c.path == made.path.parent]
+                last = kept[-1].number if kept else 0
+                assert last > made.number, f"{made.path} was made and its parent never synced"
         removed = [call for call in after if call.removes and call.number < synced[0].number]
         assert not removed, f"removed before the rename was durable: {removed[0]}"
 

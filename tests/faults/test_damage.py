@@ -54,7 +54,7 @@ def finds(folder, name):
     return False
 
 
-def test_every_random_byte_flip_is_found_and_the_file_named(folder):
+def test_every_random_byte_flip_is_found_and_the_file_named(folder, tell):
     draw = random.Random(6)
     contents = {name: (folder / name).read_bytes() for name in FILES}
     found = dict.fromkeys(FILES, 0)
@@ -65,7 +65,7 @@ def test_every_random_byte_flip_is_found_and_the_file_named(folder):
         (folder / name).write_bytes(raw)
         found[name] += finds(folder, name)
         (folder / name).write_bytes(contents[name])
-    print(f"{sum(found.values())} of {FLIPS} flips found: {found}")
+    tell(f"{sum(found.values())} of {FLIPS} flips found: {found}")
     assert sum(found.values()) == FLIPS
     assert open_checkpoint(folder).step == 2  # put back, it is sound
 

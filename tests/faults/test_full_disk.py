@@ -68,7 +68,7 @@ def needs_room(call):
 
 
 @pytest.mark.parametrize("refusal", REFUSALS)
-def test_refusal_at_every_call_of_a_save(zygote, calls, tmp_path, refusal):
+def test_refusal_at_every_call_of_a_save(zygote, calls, tmp_path, refusal, tell):
     error, fault_at = REFUSALS[refusal]
     commit = next(call.number for call in calls if call.commits)
     removal = next(call.number for call in calls if call.removes and call.number > commit)
@@ -88,7 +88,7 @@ def test_refusal_at_every_call_of_a_save(zygote, calls, tmp_path, refusal):
             assert (row["kind"], row["sound"]) == ("", [2, 3]), call
     last = max(call.number for call in calls if needs_room(call))
     assert refused == (removal - 1 if fault.kinds == shim.ALL else last)
-    print(f"{refusal}: {refused} of {len(calls)} calls refused")
+    tell(f"{refusal}: {refused} of {len(calls)} calls refused")
 
 
 def test_file_larger_than_its_limit(zygote, tmp_path):

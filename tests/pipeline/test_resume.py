@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from stemma.core import signals
 from stemma.core.errors import ModelError, StoppedError, UsageError
 from stemma.core.files import sha256_file
-from stemma.pipeline import records, runner, training
+from stemma.pipeline import records, resume, runner, training
 from stemma.pipeline.rows import RowFile
 from stemma.train import loop
 from tests.pipeline.conftest import job, run
@@ -239,11 +240,117 @@ def test_rows_are_cut_back_to_the_step(tmp_path):
 def test_only_data_may_be_others(finished, others, wanted):
     """A stage's model from outside is no data: its weights would be others."""
     stage = job(finished).recipe.stages["base"]
-    record = records.read_record(finished / "out" / "base") | {"status": "running"}
-    assert records.with_other_data(record, stage, record["kind_version"], others) == wanted
-    assert records.with_other_data(record, stage, record["kind_version"] + 1, others) == ""
+    folder = finished / "out" / "base"
+    record = records.read_record(folder) | {"status": "running"}
+    version = record["kind_version"]
+    assert records.with_other_data(folder, record, stage, version, others) == wanted
+    assert records.with_other_data(folder, record, stage, version + 1, others) == ""
     complete = record | {"status": "complete"}
-    assert records.with_other_data(complete, stage, record["kind_version"], others) == ""
+    assert records.with_other_data(folder, complete, stage, version, others) == ""
+
+
+def half_way(project, monkeypatch, number=18, *keys):
+    """A run that is killed in the middle of a step."""
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        in_micro_batch(patch, number, killed)
+        run(project, *keys)
+
+
+def test_another_run_that_ends_before_the_lock_is_not_replaced(project, monkeypatch):
+    """What is decided before the folder is held is decided again when it is."""
+    real = runner.require_writable
+
+    def meanwhile(out):
+        monkeypatch.setattr(runner, "require_writable", real)
+        run(project, "base.learning_rate=2e-2")
+
+    monkeypatch.setattr(runner, "require_writable", meanwhile)
+    with pytest.raises(UsageError, match="made with other settings"):
+        run(project)
+    assert records.read_record(project / "out" / "base")["config"]["learning_rate"] == 2e-2
+    assert not (project / "out" / "base.previous").exists()
+
+
+@pytest.mark.parametrize("keys", [("base.steps=16",), ("base.micro_batch_tokens=16",)])
+def test_a_reset_of_lengths_is_written_down(project, monkeypatch, keys):
+    half_way(project, monkeypatch)
+    with pytest.raises(UsageError, match="--reset-data"):
+        run(project, *keys)
+    run(project, *keys, reset_data=True)
+    (reset,) = records.read_record(project / "out" / "base")["data_resets"]
+    assert reset["step"] == 8 and reset["from"] != reset["to"]
+
+
+@pytest.mark.parametrize("name", ["document", "start", "length", "first_piece", "context"])
+@pytest.mark.parametrize("number", [4, 18], ids=["before a checkpoint", "after one"])
+def test_a_damaged_plan_is_made_again(finished, project, monkeypatch, caplog, name, number):
+    half_way(project, monkeypatch, number)
+    path = project / "out" / "base" / "data" / "plan.safetensors"
+    raw = bytearray(path.read_bytes())
+    size = int.from_bytes(raw[:8], "little")
+    start, end = json.loads(raw[8 : 8 + size])[name]["data_offsets"]
+    raw[8 + size + (start + end) // 2 // 8 * 8] ^= 1
+    path.write_bytes(bytes(raw))
+    with caplog.at_level("WARNING", logger="stemma"):
+        run(project)
+    assert "does not match its sha256" in caplog.text
+    assert weights(project) == weights(finished)
+
+
+def test_a_checkpoint_under_another_name_is_none(finished, project, monkeypatch, caplog):
+    half_way(project, monkeypatch)
+    steps = project / "out" / "base" / "steps"
+    shutil.copytree(steps / "00000004", steps / "00000099")
+    with caplog.at_level("WARNING", logger="stemma"):
+        run(project)
+    assert "holds step 4, which is not the step of its name" in caplog.text
+    assert weights(project) == weights(finished)
+    assert sorted(f.name for f in steps.iterdir() if f.name.isdigit()) == ["00000008", "00000012"]
+
+
+def test_a_checkpoint_of_another_method_is_refused(project, tmp_path, monkeypatch):
+    other = tmp_path / "other"
+    half_way(project, monkeypatch, 18, "base.learning_rate=3e-2", f"out={other}")
+    half_way(project, monkeypatch)
+    steps = project / "out" / "base" / "steps"
+    shutil.rmtree(steps)
+    shutil.copytree(other / "base" / "steps", steps)
+    with pytest.raises(ModelError, match=r"other settings \(learning_rate 0\.03, here 0\.01\)"):
+        run(project)
+
+
+def test_a_checkpoint_of_another_machine_is_told(project, monkeypatch, caplog):
+    half_way(project, monkeypatch)
+    real = resume.machine.machine
+    monkeypatch.setattr(resume.machine, "machine", lambda: real() | {"threads": 77})
+    with caplog.at_level("WARNING", logger="stemma"):
+        run(project)
+    assert "of another threads, so last digits may differ" in caplog.text
+
+
+def test_a_signal_while_the_bar_is_closed_is_not_lost(project, monkeypatch):
+    """The last look comes when everything that was opened is closed."""
+    real = training.progress
+
+    @contextmanager
+    def closing_late(label, total):
+        with real(label, total) as update:
+            yield update
+        if label == "base":
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch, pytest.raises(StoppedError, match="after step 12"):
+        patch.setattr(training, "progress", closing_late)
+        run(project)
+    run(project)
+
+
+def test_a_tokenizer_that_is_lost_is_not_kept(project, monkeypatch):
+    half_way(project, monkeypatch)
+    (project / "docs" / "more.md").write_text("more words " * 40)
+    assert runner.plan(job(project, reset_data=True))[1].state == "kept"
+    (project / "out" / "words" / "final" / "tokenizer.json").unlink()
+    assert runner.plan(job(project, reset_data=True))[1].state != "kept"
 
 
 def test_killed_while_a_half_done_stage_is_replaced(project, monkeypatch):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import stemma
-from stemma.core.errors import DataError, DivergedError, ModelError, StoppedError, UsageError
+from stemma.core.errors import DataError, DivergedError, StoppedError, UsageError
 from stemma.core.files import sha256_file
 from stemma.pipeline import runner, training
 from tests.pipeline.conftest import RECIPE, job, run
@@ -249,12 +249,8 @@ def test_damaged_training_data_is_never_trained_on(finished, project, monkeypatc
     raw = bytearray(path.read_bytes())
     raw[-3] ^= 1
     path.write_bytes(bytes(raw))
-    if name == "plan.safetensors":  # well-formed, but another plan than the checkpoint's
-        with pytest.raises(ModelError, match=r"other data \(packing \w{8}, here \w{8}\)"):
-            run(project)
-    else:  # made again from the documents, to the same bits
-        run(project)
-        assert weights(project) == weights(finished)
+    run(project)  # made again from the documents, to the same bits
+    assert weights(project) == weights(finished)
 
 
 def test_damaged_history_is_left_out_and_the_run_goes_on(finished, project, monkeypatch):

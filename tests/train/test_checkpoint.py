@@ -154,7 +154,8 @@ def sliced(folder, tensor, cuts):
         save_file({"model/w": tensor[low:high].contiguous()}, folder / name)
         slices.append({"file": name, "start": [low, 0], "shape": [high - low, tensor.shape[1]]})
     entry = {"shape": list(tensor.shape), "dtype": "float32", "slices": slices}
-    return checkpoint.Checkpoint(folder, {"tensors": {"model/w": entry}}, {"step": 0})
+    manifest = {"tensors": {"model/w": entry}, "files": {one["file"]: {} for one in slices}}
+    return checkpoint.Checkpoint(folder, manifest, {"step": 0})
 
 
 @pytest.mark.parametrize("cuts", [[(0, 7)], [(0, 3), (3, 7)], [(0, 2), (2, 4), (4, 6), (6, 7)]])
@@ -169,6 +170,22 @@ def test_any_slicing_reads_back_whole_and_in_part(tmp_path, cuts):
 def test_slices_that_do_not_cover_are_refused(tmp_path):
     found = sliced(tmp_path / "step", torch.ones(7, 5), [(0, 3), (4, 7)])
     with pytest.raises(ModelError, match="cover 30 of 35"):
+        checkpoint.read_tensor(found, "model/w")
+
+
+def test_slices_that_cover_one_part_twice_are_refused(tmp_path):
+    """Counting values would take twice the first half for the whole."""
+    found = sliced(tmp_path / "step", torch.ones(8, 5), [(0, 4), (0, 4)])
+    with pytest.raises(ModelError, match="cover 20 of 40"):
+        checkpoint.read_tensor(found, "model/w")
+
+
+@pytest.mark.parametrize("name", ["../other.safetensors", "more.safetensors"])
+def test_slices_in_files_that_nobody_vouches_for_are_refused(tmp_path, name):
+    found = sliced(tmp_path / "step", torch.ones(7, 5), [(0, 7)])
+    save_file({"model/w": torch.ones(7, 5)}, tmp_path / "step" / name)
+    found.manifest["tensors"]["model/w"]["slices"][0]["file"] = name
+    with pytest.raises(ModelError, match="does not vouch for"):
         checkpoint.read_tensor(found, "model/w")
 
 

@@ -88,7 +88,7 @@ def main() -> None:
         code = 0
     except signals.StopNow as stop:
         signals.ignore_further()
-        print("stopped: by a signal", file=sys.stderr)
+        print("stopped: by a signal; run the same command again", file=sys.stderr)
         code = stop.exit_code
     except Exception as error:
         if os.environ.get("STEMMA_DEBUG"):

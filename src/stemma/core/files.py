@@ -68,6 +68,15 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder with its parents, each durable: files in it could else be lost with it."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    if new:
+        folder.mkdir(parents=True, exist_ok=True)
+    for path in reversed(new):
+        sync_folder(path.parent)
+
+
 def hold(handle: int) -> bool:
     """Lock an open file or folder until it is closed; False where another process holds it.
 
@@ -169,7 +178,7 @@ def require_writable(folder: Path) -> None:
     folder = Path(folder)
     probe = folder / f".probe.{os.getpid()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         probe.write_bytes(b"")
         probe.unlink(missing_ok=True)  # another run in this folder may have cleared it away
     except OSError as error:

@@ -9,6 +9,7 @@ restarts its positions and sees only itself, so a packed document trains as if i
 The plan is data (three integers a piece), not code to be rerun: a resumed run reads the same one.
 """
 
+import hashlib
 from bisect import bisect_left, insort
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from stemma.core.errors import DataError
-from stemma.core.files import atomic_file, resource_error
+from stemma.core.files import atomic_file, resource_error, write_text
 
 Integers = NDArray[np.int64]
 
@@ -130,14 +131,31 @@ def plan_whole(offsets: Integers, context: int) -> Plan:
 def write_plan(path: Path, plan: Plan) -> None:
     """Materialise a plan beside its store."""
     tensors = {name: getattr(plan, name) for name in ("document", "start", "length", "first_piece")}
+    content = save(tensors | {"context": np.array([plan.context], dtype=np.int64)})
     with atomic_file(path) as file:
-        file.write(save(tensors | {"context": np.array([plan.context], dtype=np.int64)}))
+        file.write(content)
+    write_text(beside(path), hashlib.sha256(content).hexdigest() + "\n")
+
+
+def beside(path: Path) -> Path:
+    """Where the sha256 of a plan stands."""
+    return path.with_suffix(".sha256")
+
+
+def require_hash(content: bytes, wanted: str) -> None:
+    """Raise ValueError where bytes are not those that a sha256 was taken of."""
+    if hashlib.sha256(content).hexdigest() != wanted:
+        raise ValueError("the content does not match its sha256")
 
 
 def read_plan(path: Path) -> Plan:
     """Read a plan back; raises DataError where the file is damaged."""
     try:
-        tensors = load(path.read_bytes())
+        content = path.read_bytes()
+        # version 0.1 wrote none
+        if beside(path).exists():
+            require_hash(content, beside(path).read_text("utf-8").strip())
+        tensors = load(content)
         return Plan(context=int(tensors.pop("context")[0]), **tensors)
     except OSError as error:
         raise resource_error(error, path) from error

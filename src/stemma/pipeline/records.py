@@ -13,7 +13,6 @@ from typing import Any
 from stemma.core.errors import UsageError
 
 FORMAT_VERSION = 1
-TRAINING = ("pretrain", "sft")  # the kinds that go on from checkpoints
 SHOWN = 8  # digits of a fingerprint in a message
 
 
@@ -95,7 +94,9 @@ def changes(record: dict[str, Any], stage: Any, inputs: dict[str, str], seed: in
     return "; ".join(words) or "the seed or the version of this stage's code"
 
 
-def with_other_data(record: dict[str, Any], stage: Any, version: int, names: Iterable[str]) -> str:
+def with_other_data(
+    folder: Path, record: dict[str, Any], stage: Any, version: int, names: Iterable[str]
+) -> str:
     """What `--reset-data` makes of a changed stage: "other data", "kept", or "" for nothing.
 
     `names` are those of the inputs that differ. Training that has not ended goes on where only its
@@ -105,8 +106,8 @@ def with_other_data(record: dict[str, Any], stage: Any, version: int, names: Ite
         return ""
     keys, complete = set(other_settings(record, stage)), record.get("status") == "complete"
     if stage.kind == "tokenizer":
-        return "kept" if complete and not keys else ""
-    if stage.kind not in TRAINING or complete or not keys <= stage.DATA:
+        return "kept" if complete and not keys and not intact(folder, record) else ""
+    if not hasattr(stage, "DATA") or complete or not keys <= stage.DATA:
         return ""
     old = record.get("config", {})
     data = {name for key in stage.DATA_INPUTS for name in (getattr(stage, key), old.get(key))}

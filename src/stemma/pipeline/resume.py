@@ -1,20 +1,28 @@
 """Where training goes on: the newest checkpoint that verifies, if it fits what is trained now.
 
 A checkpoint belongs to a network, a tokenizer, the token store, the packing plan and the order of
-samples. The first two must be the same. The other three may be others where that was asked for
+samples, the number of steps. The first two, and the settings by which it learns, must be the same.
+The others may be others where that was asked for
 (`--reset-data`): then training goes on with the weights, and the change is written down.
 """
 
 from dataclasses import dataclass, field
 from typing import Any
 
+from stemma.core import device as machine
 from stemma.core.errors import ModelError
 from stemma.core.files import sha256_json
 from stemma.core.progress import LOG
 from stemma.pipeline.work import Work
 from stemma.train import checkpoint
 
-DATA = {"data": "documents", "plan": "packing", "order": "order or size of batches"}
+DATA = {
+    "data": "documents",
+    "plan": "packing",
+    "order": "order or size of batches",
+    "length": "steps or micro-batches",
+}
+SINCE = ("order", "length")  # not written down by version 0.1: taken to be the same
 SHOWN = 8  # digits of a fingerprint in a message
 
 
@@ -32,7 +40,9 @@ class Start:
         return self.found.step if self.found else 0
 
 
-def find_start(work: Work, fingerprints: dict[str, str], network: dict[str, Any]) -> Start:
+def find_start(
+    work: Work, fingerprints: dict[str, str], network: dict[str, Any], method: dict[str, Any]
+) -> Start:
     """The newest checkpoint that verifies, if there is one.
 
     Raises ModelError, naming what differs with both values, where it is not one of this stage.
@@ -41,7 +51,8 @@ def find_start(work: Work, fingerprints: dict[str, str], network: dict[str, Any]
     checkpoint.clear_leftovers(steps_folder)
     found, damaged = checkpoint.newest_checkpoint(steps_folder)
     for error in damaged:
-        LOG.warning("set aside a damaged checkpoint: %s: %s", error.place, error.what)
+        what = "set aside a damaged checkpoint, as STEP.damaged: %s: %s"
+        LOG.warning(what, error.place, error.what)
     if found is None:
         if damaged:
             LOG.warning("%s: no sound checkpoint is left, so it starts over", work.name)
@@ -49,6 +60,8 @@ def find_start(work: Work, fingerprints: dict[str, str], network: dict[str, Any]
             LOG.info("%s: no checkpoint yet: starts at step 0", work.name)
         return Start()
     require_same_model(work, found, fingerprints, network)
+    require_same_method(work, found, method)
+    tell_of_machine(work, found)
     world_size = found.manifest.get("world_size", 1)
     if world_size != 1:
         LOG.info("%s: written by %d processes, read by 1", work.name, world_size)
@@ -80,6 +93,26 @@ def require_same_model(
         raise ModelError(what, place=found.folder, fix=fix)
 
 
+def require_same_method(work: Work, found: checkpoint.Checkpoint, method: dict[str, Any]) -> None:
+    """Refuse a checkpoint that was made with other settings, as one copied from another run."""
+    said = differing(found.state.get("settings", {}), method)
+    if said:
+        what = f"the checkpoint was made with other settings ({said})"
+        fix = f"remove {work.folder} to train it again, or give back the settings"
+        raise ModelError(what, place=found.folder, fix=fix)
+
+
+def tell_of_machine(work: Work, found: checkpoint.Checkpoint) -> None:
+    """Say where the last bits may differ from a run that was never stopped."""
+    now = {**machine.machine(), **machine.versions()}
+    then = {**found.state.get("machine", {}), **found.state.get("versions", {})}
+    names = ("processor", "threads", "accelerator", "mkl_cbwr", "torch", "numpy")
+    other = [name for name in names if name in then and then[name] != now.get(name)]
+    if other:
+        what = "%s: the checkpoint is of another %s, so last digits may differ"
+        LOG.warning(what, work.name, " and ".join(other))
+
+
 def differing(there: dict[str, Any], here: dict[str, Any]) -> str:
     """Numbers of a network with both values; empty where a checkpoint does not tell its own."""
     keys = [key for key in {**there, **here} if there.get(key) != here.get(key)] if there else []
@@ -99,8 +132,7 @@ def data_reset(
     Raises ModelError where they are not, and it was not asked for.
     """
     stored = found.manifest["fingerprints"]
-    # version 0.1 did not write the order down: then it is taken to be the same
-    unknown = {} if work.reset_data else {"order": fingerprints["order"]}
+    unknown = {} if work.reset_data else {key: fingerprints[key] for key in SINCE}
     stored = unknown | stored
     other = [key for key in DATA if stored.get(key) != fingerprints[key]]
     if not other:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,11 @@ class RowFile:
         """Append one row; it is on its way to disk when this returns."""
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def sync(self) -> None:
+        """Make all rows so far durable."""
+        with open(self.path, "rb") as file:
+            os.fsync(file.fileno())
 
 
 def whole_lines(path: Path) -> list[str]:

@@ -21,6 +21,7 @@ from stemma.core import device as machine
 from stemma.core.errors import ResourceError, UsageError, printable
 from stemma.core.files import (
     hold,
+    make_folder,
     require_writable,
     resource_error,
     sha256_file,
@@ -176,7 +177,7 @@ def look(run: Run, item: Planned) -> Planned:
     if record and state == "changed":
         why = changes(record, stage, item.inputs, run.recipe.seed)
         version, others = KINDS[stage.kind].VERSION, other_inputs(record, item.inputs)
-        after = with_other_data(record, stage, version, others)
+        after = with_other_data(folder, record, stage, version, others)
         state = (after if run.reset_data else "") or state
     if state in ("new", "changed"):
         require_ours(folder)
@@ -276,7 +277,9 @@ def execute(run: Run, say: Callable[[str], None]) -> Path:
     refuse_changed(run, plan(run))
     require_writable(run.out)
     with only_run(run.out):
-        return execute_alone(run, plan(run), say)
+        planned = plan(run)  # another run may have ended meanwhile: what it made counts
+        refuse_changed(run, planned)
+        return execute_alone(run, planned, say)
 
 
 def execute_alone(run: Run, planned: list[Planned], say: Callable[[str], None]) -> Path:
@@ -334,7 +337,7 @@ def run_stage(run: Run, item: Planned, folders: dict[str, Path]) -> float:
     folder = folders[item.name]
     if item.state in ("changed", "new"):
         set_aside(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     clear_leftovers(list(folder.rglob(".*")))
     earlier = read_record(folder) or {}
     other_data = run.reset_data and item.state in BEGUN

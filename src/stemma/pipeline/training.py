@@ -30,6 +30,7 @@ from stemma.data.packing import Plan
 from stemma.data.store import TokenStore
 from stemma.data.tokenizer import Tokenizer
 from stemma.nn.select import train_only
+from stemma.pipeline.records import settings
 from stemma.pipeline.resume import find_start
 from stemma.pipeline.rows import RowFile
 from stemma.pipeline.work import Work
@@ -181,10 +182,13 @@ class Training:
             "loss": self.loss,
             "seed": self.work.seed,
             "model": network(self.model),
+            "settings": method(self.stage, self.work),
             "data_resets": self.data_resets,
             "machine": machine.machine(),
             "versions": machine.versions(),
         }
+        for rows in (self.metrics, self.samples):
+            rows.sync()  # they must be as durable as the checkpoint that counts on them
         checkpoint.save_checkpoint(
             self.steps_folder, self.model, self.optimizer, state, self.fingerprints
         )
@@ -196,6 +200,21 @@ def network(model: Any) -> dict[str, Any]:
     config = model.config
     numbers: dict[str, Any] = config.model_dump(mode="json")
     return {"family": config.family, "family_version": config.family_version} | numbers
+
+
+def method(stage: Any, work: Work) -> dict[str, Any]:
+    """How a stage learns, whatever its data: its settings, and the model that it goes on from."""
+    apart = stage.DATA | {"samples", "watch", "tokenizer", "model"}  # the last two are told already
+    values = settings(stage, defaults=True).items()
+    found = {key: value for key, value in values if key not in apart}
+    if stage.init is not None:
+        found["init"] = work.inputs[stage.init].fingerprint
+    return found
+
+
+def micro_rows(stage: Settings) -> int:
+    """Samples that go through the network at once."""
+    return (stage.micro_batch_tokens or stage.batch_tokens) // stage.context
 
 
 def counted_places(plan: Plan, seed: int, count: int) -> dict[str, int]:
@@ -225,11 +244,12 @@ def begin(
         "data": store.fingerprint,
         "plan": sha256_file(work.folder / "data" / PLAN),
         "order": sha256_json([work.seed, rows]),
+        "length": sha256_json([num_steps, micro_rows(stage)]),
         "tokenizer": tokenizer.fingerprint,
     }
     train_only(model, stage.trainable, place=f"{work.name}: trainable")
     optimizer = adamw(model, stage.optimizer, learning_rate=stage.learning_rate)
-    start = find_start(work, fingerprints, network(model))
+    start = find_start(work, fingerprints, network(model), method(stage, work))
     if start.found is None or start.reset:
         require_batch(stage, work.name, plan)
     if start.step > num_steps:
@@ -308,8 +328,8 @@ def train(
                 training.save()
             if asked:
                 request.raise_stop(training.step)
-        if request.number:  # it came while the last step was saved
-            request.raise_stop(training.step)
+    if request.number:  # it came while the last step was saved, or while the rest was closed
+        request.raise_stop(training.step)
 
 
 def batches(training: Training, order: Order) -> Generator[list[Batch], None, None]:
@@ -320,7 +340,7 @@ def batches(training: Training, order: Order) -> Generator[list[Batch], None, No
         order,
         first_step=training.step,
         steps=training.num_steps,
-        rows=(stage.micro_batch_tokens or stage.batch_tokens) // stage.context,
+        rows=micro_rows(stage),
         workers=stage.workers,
     )
 

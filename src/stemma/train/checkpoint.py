@@ -10,10 +10,10 @@
 
 A folder is written under a hidden name, its files synced, then the manifest, then the folder is
 renamed and its parent synced: a crash at any point leaves the older checkpoints and nothing that
-looks complete. A folder of the same step is set aside under a hidden name until the new one is
-durable. The newest checkpoint is found by looking, never by a pointer that could dangle.
-The loader assembles each tensor from whatever slices the files hold, so the number of processes
-that wrote a checkpoint does not matter to those that read it.
+looks complete. A folder of the same step, put there by hand, is set aside under a hidden name until
+the new one is durable. The newest checkpoint is found by looking, never by a pointer that could
+dangle. The loader assembles each tensor from whatever slices the files hold, so the number of
+processes that wrote a checkpoint does not matter to those that read it.
 """
 
 import json
@@ -31,7 +31,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from stemma.core.errors import DivergedError, ModelError, UsageError
-from stemma.core.files import resource_error, sha256_file, sync_folder
+from stemma.core.files import make_folder, resource_error, sha256_file, sync_folder
 
 FORMAT_VERSION = 1
 STEP = re.compile(r"\d{8}")
@@ -90,9 +90,11 @@ def save_checkpoint(
     require_finite(tensors, state["step"])
     final = steps_folder / f"{state['step']:08d}"
     partial = steps_folder / f".{final.name}.{os.getpid()}.partial"
+    aside = steps_folder / f".{final.name}.{os.getpid()}.aside"
     try:
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        make_folder(steps_folder)
+        partial.mkdir()
         shard = "rank-00000.safetensors"
         files = {
             shard: write_synced(partial / shard, save(tensors)),
@@ -109,8 +111,7 @@ def save_checkpoint(
         about = write_synced(partial / "manifest.json", json_bytes(manifest))
         write_synced(partial / "manifest.sha256", about["sha256"].encode())
         sync_folder(partial)
-        aside = steps_folder / f".{final.name}.{os.getpid()}.aside"
-        if final.exists():  # the same step again, after a resume from an older checkpoint
+        if final.exists():
             os.replace(final, aside)
         os.replace(partial, final)
         sync_folder(steps_folder)
@@ -118,6 +119,9 @@ def save_checkpoint(
     except OSError as error:
         written = sum(file.stat().st_size for file in partial.glob("*"))
         shutil.rmtree(partial, ignore_errors=True)
+        if aside.exists() and not final.exists():
+            with suppress(OSError):  # else the next start brings it back
+                os.replace(aside, final)
         raise resource_error(error, final, written=written) from error
     return final
 
@@ -173,6 +177,10 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             if sha256_file(path) != wanted["sha256"]:
                 raise ModelError("the content does not match its sha256", place=path, fix=AGAIN)
         state = json.loads((folder / "state.json").read_text("utf-8"))
+        steps = {int(state["step"]), int(manifest["step"])}
+        if STEP.fullmatch(folder.name) and steps != {int(folder.name)}:
+            what = f"holds step {state['step']}, which is not the step of its name"
+            raise ModelError(what, place=folder, fix=AGAIN)
     except FileNotFoundError as error:
         what = "the file is missing from the checkpoint"
         raise ModelError(what, place=error.filename, fix=AGAIN) from error
@@ -248,19 +256,22 @@ def read_tensor(
         raise ModelError("tensor is missing", place=f"{checkpoint.folder}: {name}", fix=AGAIN)
     start, shape = start or [0] * len(about["shape"]), shape or about["shape"]
     result = torch.empty(shape, dtype=getattr(torch, about["dtype"]))
-    filled = 0
+    filled = torch.zeros(shape, dtype=torch.bool)
     for piece in about["slices"]:
         box = overlap(start, shape, piece["start"], piece["shape"])
         if box is None:
             continue
+        if piece["file"] not in checkpoint.manifest["files"]:
+            what = f"lies in {piece['file']!r:.60}, which the manifest does not vouch for"
+            raise ModelError(what, place=f"{checkpoint.folder}: {name}", fix=AGAIN)
         with safe_open(checkpoint.folder / piece["file"], framework="pt") as file:
             part = file.get_tensor(name)
         there = tuple(slice(a - o, b - o) for (a, b), o in zip(box, piece["start"], strict=True))
         here = tuple(slice(a - o, b - o) for (a, b), o in zip(box, start, strict=True))
         result[here] = part[there]
-        filled += part[there].numel()
-    if filled != result.numel():
-        what = f"slices cover {filled} of {result.numel()} values"
+        filled[here] = True
+    if not filled.all():
+        what = f"slices cover {int(filled.sum())} of {result.numel()} values"
         raise ModelError(what, place=f"{checkpoint.folder}: {name}", fix=AGAIN)
     return result
 
