@@ -11,7 +11,7 @@ BROWSED := $(VENV)/.browsed
 # threads stay on their cores; unpinned ones may collapse on a busy machine
 PINNED := OMP_PROC_BIND=true OMP_PLACES=cores
 
-.PHONY: setup quickstart test bench-setup setup-browser test-slow test-net test-gpu test-browser \
+.PHONY: setup quickstart test bench-setup setup-browser test-slow test-net test-gpu test-browser test-mount \
 	check fmt docs clean
 
 setup: $(STAMP)

@@ -141,6 +141,50 @@ def test_answers_in_flight_come_to_their_end_when_the_server_leaves(chatty):
     assert process.returncode == 0
 
 
+def test_second_signal_leaves_at_once_with_the_model_at_work(chatty):
+    process, address = started(chatty)
+    try:
+        connection, response = post(address, {**SAY, "stream": True, "n": 16, "temperature": 2})
+        response.read(3000)
+        process.send_signal(signal.SIGTERM)
+        response.read(1)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+        connection.close()
+    finally:
+        process.kill()
+    assert process.returncode == 0, err
+    assert all("message" in json.loads(line) for line in err.splitlines()), err
+
+
+def test_nobody_needs_to_read_the_address(chatty):
+    command = [sys.executable, "-m", "stemma", "serve", str(chatty), "--port", "0"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    with subprocess.Popen(command, stdout=writing, stderr=subprocess.PIPE, text=True) as process:
+        os.close(writing)
+        lines = [json.loads(process.stderr.readline())["message"] for _ in range(2)]
+        address = lines[1].split()[2]
+        connection, response = post(address, {**SAY, "max_tokens": 1})
+        assert response.status == 200
+        connection.close()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+def test_every_address_of_this_machine_answers_to_its_own_name(chatty):
+    process, address = started(chatty, "--host", "127.0.0.2")
+    try:
+        assert address.startswith("http://127.0.0.2:")
+        connection, response = post(address, {**SAY, "max_tokens": 1})
+        assert response.status == 200
+        connection.close()
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    finally:
+        process.kill()
+
+
 def test_module_is_the_command():
     found = subprocess.run(
         [sys.executable, "-m", "stemma", "--version"],

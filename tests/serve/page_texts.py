@@ -178,6 +178,8 @@ ALIKE = [
     "a | b\n--- | ---:\n`c` | **d**\n\nend",
     "| a \\| b | c |\n|---|---|\n| d | e \\| f |",
     "| a | b |\n| --- |\nno table",
+    "| a | b |\n| - | - |\n| x | y |\n| - | - |\n| p | q |",
+    "| a | b |\n| - | - |\n| x | y |\n| - | -5 |\n| p | q |",
     "[a](https://b.example/) and [**c** `d`](https://e.example/f 'title')",
     "[a](https://b.example/(c)) [d](<https://e.example/f>)",
     "[a [b](https://c.example/) d](mailto:e@f.example)",

@@ -2,11 +2,15 @@
 
 import http.client
 import json
+import threading
 import time
 
 import pytest
 
+from stemma.infer.generate import CHUNK
+from stemma.serve import app
 from stemma.serve.limits import Limits
+from stemma.serve.prompts import completion_prompts
 
 PATHS = {
     "chat": ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]}),
@@ -48,9 +52,13 @@ def leave_once(live, number):
 
 
 def test_engine_stops_for_clients_that_left(endless, start):
+    passes = []
+    hook = endless[0].network.embedding.register_forward_hook(lambda *_: passes.append(1))
     with start(endless, limits=Limits(leaving=1.0)) as live:
         for number in range(12):
             leave_once(live, number)
+        assert len(passes) < 12 * 1000, "each was left long before its 4,000 tokens"
+        hook.remove()
         status, _, _ = live.ask("/v1/completions", {"model": "chatty", "prompt": "a"})
         assert status == 200
 
@@ -92,3 +100,64 @@ def test_leaving_while_a_long_prompt_is_read(endless, start):
         connection.close()
         until(live, running=0)
         assert job.cancelled and job.results.empty()
+
+
+@pytest.mark.parametrize(
+    "prompt", [[[7] * 3000] * 4, [[7] * 3000, [8] * 2900, [9] * 2]], ids=["even", "uneven"]
+)
+def test_leaving_while_several_long_prompts_are_read(endless, start, prompt):
+    """The rows of a pass share its bound, so that many are no longer to wait for than one."""
+    sizes = []
+    hook = endless[0].network.embedding.register_forward_hook(
+        lambda _, inputs, __: sizes.append(inputs[0].numel())
+    )
+    with start(endless, limits=Limits(leaving=1.0)) as live:
+        connection = ask(live.port, "/v1/completions", {"prompt": prompt, "max_tokens": 2})
+        until(live, running=1)
+        while not sizes:
+            time.sleep(0.001)
+        connection.close()
+        until(live, running=0)
+    hook.remove()
+    assert max(sizes) <= CHUNK
+
+
+def test_clients_that_leave_before_they_are_read_are_not_prepared(endless, start, monkeypatch):
+    """A crowd of long requests, all gone: the next good one does not wait for them."""
+    gate, prepared = threading.Event(), []
+
+    def slow(served, prompt, each):
+        prepared.append(prompt)
+        gate.wait(30)
+        return completion_prompts(served, prompt, each)
+
+    monkeypatch.setattr(app, "completion_prompts", slow)
+    with start(endless, limits=Limits(leaving=1.0)) as live:
+        crowd = [ask(live.port, "/v1/completions", {"prompt": f"{n}"}) for n in range(8)]
+        until(live, running=0, waiting=8)
+        for connection in crowd:
+            connection.close()
+        until(live, running=0, waiting=0)
+        gate.set()
+        status, _, _ = live.ask(
+            "/v1/completions", {"model": "chatty", "prompt": "good", "max_tokens": 1}
+        )
+        assert status == 200 and len(prepared) == app.PREPARING + 1
+
+
+def test_a_crowd_that_is_being_read_fills_the_line_too(endless, start, monkeypatch):
+    gate = threading.Event()
+
+    def slow(served, prompt, each):
+        gate.wait(30)
+        return completion_prompts(served, prompt, each)
+
+    monkeypatch.setattr(app, "completion_prompts", slow)
+    with start(endless, limits=Limits(waiting=2, leaving=1.0)) as live:
+        crowd = [ask(live.port, "/v1/completions", {"prompt": "a", "max_tokens": 1}) for _ in "ab"]
+        until(live, running=0, waiting=2)
+        status, _, _ = live.ask("/v1/completions", {"model": "chatty", "prompt": "a"})
+        gate.set()
+        assert status == 429 and [c.getresponse().status for c in crowd] == [200, 200]
+        for connection in crowd:
+            connection.close()

@@ -10,6 +10,7 @@ from stemma.infer.sampling import Sampling
 from stemma.serve import engine as engines
 from stemma.serve.engine import Engine, Job
 from stemma.serve.refusal import Refusal
+from tests.serve.conftest import served
 
 
 def job(served, *, tokens=4, ids=(5, 6), count=1):
@@ -19,6 +20,11 @@ def job(served, *, tokens=4, ids=(5, 6), count=1):
 
 async def read(one):
     return [piece async for piece in one.pieces()]
+
+
+@pytest.fixture(scope="module")
+def small():
+    return served("small", chat=False, context=64)
 
 
 def held(monkeypatch):
@@ -186,21 +192,46 @@ def test_an_engine_that_stops_ends_what_runs_and_what_waits(endless):
     run(main())
 
 
-def test_many_answers_take_turns_where_they_would_fill_the_memory(models):
-    """What is answered together depends on the room it may take; what is said does not."""
+@pytest.mark.parametrize(
+    ("prompts", "tokens", "runs"),
+    [
+        ([[7]] * 9, 64, [4, 4, 1]),
+        ([[7]] * 9, 10, [9]),
+        ([[7]], 5, [1]),
+        ([[7] * 60] + [[7]] * 9, 1, [2, 8]),
+        ([[7]] * 3 + [[7] * 60], 1, [3, 1]),
+        ([[7] * 20, [7] * 30] * 3, 30, [4, 2]),
+    ],
+)
+def test_what_is_answered_together_fits_the_memory(small, prompts, tokens, runs):
+    """Counted as the cache does: as many places for each as the longest needs."""
 
     async def main():
-        many = job(models[0], tokens=4096, count=9)
-        assert [len(run) for run in engines.batches(many)] == [4, 4, 1]
-        few = job(models[0], tokens=900, count=9)
-        assert [len(run) for run in engines.batches(few)] == [9]
-        assert [len(run) for run in engines.batches(job(models[0]))] == [1]
+        one = job(small, tokens=tokens)
+        one.prompts = prompts
+        one.samplings = one.samplings * len(prompts)
+        return [list(run) for run in engines.batches(one)]
+
+    found = run(main())
+    assert [len(each) for each in found] == runs
+    assert [row for each in found for row in each] == list(range(len(prompts)))
+    for each in found:
+        lengths = [len(prompts[row]) for row in each]
+        steps = max(min(tokens, small.context - length) for length in lengths)
+        places = len(each) * (max(lengths) + steps)
+        assert places <= engines.CONTEXTS * small.context
+        assert len(each) * max(lengths) <= engines.MOST_PADDING * sum(lengths)
+
+
+def test_answers_that_take_turns_are_the_answers(small):
+    async def main():
         engine = Engine(4)
         engine.start()
+        many = job(small, tokens=64, count=9)
         engine.submit(many)
         pieces = await read(many)
         engine.stop()
-        ids = [[p.token_id for p in pieces if p.row == row] for row in range(9)]
-        assert all(ids[0] == other and other for other in ids[1:])  # one seed for all
+        return [[p.token_id for p in pieces if p.row == row] for row in range(9)]
 
-    run(main())
+    ids = run(main())
+    assert all(ids[0] == other and other for other in ids[1:])  # one seed for all

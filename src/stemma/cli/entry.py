@@ -81,7 +81,8 @@ def main() -> None:
         check_environment()
         check_repeated(sys.argv[1:])
         code = app(standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:
         # the reader left; a second write at exit would complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,6 +1,9 @@
 """The command `serve`: models over HTTP, and a page to talk with them."""
 
+import os
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,7 +53,8 @@ def serve(
                 how = "chat and text" if one.renderer is not None else "text; no chat template"
                 progress.LOG.info("serving %s (%s, context %d)", one.name, how, one.context)
             progress.LOG.info("chat page: %s   API: %s/v1   Ctrl-C stops", address, address)
-            print(address, flush=True)
+            with suppress(BrokenPipeError):  # nobody reads it: the clients know the address
+                print(address, flush=True)
 
         running, _ = server.build_server(offered, sock, keys=keys, ready=ready)
         try:
@@ -58,6 +62,16 @@ def serve(
         except signals.StopNow:
             signals.ignore_further()
             progress.LOG.info("stopped")
+        if running.force_exit:
+            leave_now()
+
+
+def leave_now() -> None:
+    """End the process with the model at work: waiting for its pass is what was not wanted."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    os._exit(0)
 
 
 def model_names(models: list[str]) -> dict[str, str]:

@@ -25,7 +25,7 @@ from stemma.nn.stack import LanguageModel
 
 FinishReason = Literal["stop", "length"]
 Prompt = str | Sequence[int]
-CHUNK = 128  # tokens of a prompt read at once: a caller who wants out never waits for more
+CHUNK = 128  # tokens of prompts, of all rows together, in one pass: nobody waits for more
 
 
 def go_on() -> None:
@@ -170,20 +170,26 @@ class _Batch:
                 seen_V[row.prompt] = True
 
     def prefill(self, between: Callable[[], None]) -> Tensor:
-        """Read all prompts, padded on the left, `CHUNK` tokens of each at a time."""
-        longest = max(row.length for row in self.rows)
-        padded = [[0] * (longest - row.length) + row.prompt for row in self.rows]
-        real = [[False] * (longest - row.length) + [True] * row.length for row in self.rows]
+        """Read all prompts, padded on the left, `CHUNK` tokens at a time; equal ones once."""
+        count, first = len(self.rows), self.rows[0].prompt
+        same = count > 1 and all(row.prompt == first for row in self.rows)
+        rows = self.rows[:1] if same else self.rows
+        longest, size = max(row.length for row in rows), max(1, CHUNK // len(rows))
+        padded = [[0] * (longest - row.length) + row.prompt for row in rows]
+        real = [[False] * (longest - row.length) + [True] * row.length for row in rows]
         real_BT = torch.tensor(real, device=self.device)
         positions_BT = (real_BT.long().cumsum(1) - 1).masked_fill(~real_BT, -1)
-        for start in range(0, longest, CHUNK):
+        for start in range(0, longest, size):
             between()
-            cut = slice(start, start + CHUNK)
+            cut = slice(start, start + size)
             positions = None if self.even else positions_BT[:, cut]
             x_BTC = self._read(
                 [tokens[cut] for tokens in padded],
                 Context(caches=self.cache, positions_BT=positions),
             )
+        if same:
+            self.cache.select(torch.zeros(count, dtype=torch.long, device=self.device))
+            x_BTC = x_BTC.expand(count, -1, -1)
         return self._scores(x_BTC)
 
     def step(self, tokens: list[int]) -> Tensor:

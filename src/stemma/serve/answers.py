@@ -184,6 +184,3 @@ class CompletionForm:
             "top_logprobs": best if self.best else None,
             "text_offset": offsets,
         }
-
-
-Form = ChatForm | CompletionForm

@@ -11,14 +11,15 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from mimetypes import guess_type
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
@@ -29,9 +30,9 @@ from stemma.serve.body import read_json
 from stemma.serve.engine import Engine, Job, Served
 from stemma.serve.guard import Guard
 from stemma.serve.limits import Limits
-from stemma.serve.prompts import chat_prompt, completion_prompts
+from stemma.serve.prompts import chat_prompt, completion_prompts, require_most
 from stemma.serve.refusal import Refusal, of_failure
-from stemma.serve.replies import Reply, Stream, whole_response
+from stemma.serve.replies import GONE, Reply, Stream, unless_left, whole_response
 from stemma.serve.requests import (
     SEEDS,
     ChatRequest,
@@ -43,7 +44,10 @@ from stemma.serve.requests import (
 
 LOG = logging.getLogger("stemma")
 PAGE = Path(__file__).parent / "page"
+PREPARING = 2  # threads that encode prompts, so that a crowd does not fill memory and cores
+EXACT = 2**53  # above it, readers of JSON that know only doubles would round a seed
 Endpoint = Callable[[Request], Awaitable[Any]]
+Made = TypeVar("Made")
 
 
 class Service:
@@ -52,6 +56,7 @@ class Service:
     def __init__(self, models: Sequence[Served], limits: Limits) -> None:
         self.models = {served.name: served for served in models}
         self.limits, self.engine = limits, Engine(limits.waiting)
+        self.pool = ThreadPoolExecutor(PREPARING, thread_name_prefix="prepare")
         self.page = page_routes()
         self.routes = [
             Route("/v1/models", answered(self.list_models), methods=["GET"]),
@@ -64,21 +69,33 @@ class Service:
 
     async def chat(self, request: Request) -> Any:
         """POST /v1/chat/completions"""
-        asked = parse(ChatRequest, await read_json(request, self.limits))
-        served = self._model(asked.model)
-        ids = await asyncio.to_thread(chat_prompt, served, asked.messages, asked.most)
+        with self.engine.place():
+            asked = parse(ChatRequest, await read_json(request, self.limits))
+            served = self._model(asked.model)
+            require_most(served, asked.most, asked.most_key)
+            ids = await self._prepared(request, chat_prompt, served, asked.messages)
         form = ChatForm(served.tokenizer, asked.best)
         return await self._answer(request, asked, served, [ids] * (asked.n or 1), form)
 
     async def complete(self, request: Request) -> Any:
         """POST /v1/completions"""
-        asked = parse(CompletionRequest, await read_json(request, self.limits))
-        served = self._model(asked.model)
-        prompts = await asyncio.to_thread(
-            completion_prompts, served, asked.prompt, asked.n or 1, asked.most
-        )
+        with self.engine.place():
+            asked = parse(CompletionRequest, await read_json(request, self.limits))
+            served = self._model(asked.model)
+            require_most(served, asked.max_tokens, "max_tokens")
+            prompts = await self._prepared(
+                request, completion_prompts, served, asked.prompt, asked.n or 1
+            )
         form = CompletionForm(served.tokenizer, asked.best)
         return await self._answer(request, asked, served, prompts, form)
+
+    async def _prepared(self, request: Request, prepare: Callable[..., Made], *given: Any) -> Made:
+        """Encode in a thread of a small pool, for as long as the client stays."""
+        work = asyncio.get_running_loop().run_in_executor(self.pool, prepare, *given)
+        made = await unless_left(request.receive, work)
+        if made is None:
+            raise ClientDisconnect
+        return made
 
     async def _answer(
         self,
@@ -89,7 +106,7 @@ class Service:
         form: ChatForm | CompletionForm,
     ) -> Any:
         chat = isinstance(form, ChatForm)
-        seed = secrets.randbelow(SEEDS) if asked.seed is None else asked.seed % SEEDS
+        seed = secrets.randbelow(EXACT) if asked.seed is None else asked.seed % SEEDS
         job = Job(
             served,
             prompts,
@@ -149,6 +166,8 @@ def answered(endpoint: Endpoint) -> Endpoint:
             return await endpoint(request)
         except Refusal as refusal:
             return refused(refusal)
+        except ClientDisconnect:
+            return Response(status_code=GONE)
         except Exception as error:
             LOG.error("%s failed: %s: %s", request.url.path, type(error).__name__, error)
             return refused(of_failure(error))
@@ -210,6 +229,7 @@ def build_app(
         service.engine.start()
         ready()
         yield
+        service.pool.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(service.engine.stop)
 
     handlers: dict[Any, Any] = {HTTPException: no_such}

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 from starlette.requests import Request
@@ -23,7 +24,8 @@ async def read_json(request: Request, limits: Limits) -> Any:
     pieces = request.stream()
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > limits.body_bytes:
-        await discard(pieces, limits)
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(discard(pieces, limits), limits.body_seconds)
         raise too_large(limits)
     try:
         raw = await asyncio.wait_for(read_body(pieces, limits), limits.body_seconds)
@@ -79,7 +81,7 @@ def too_large(limits: Limits) -> Refusal:
 
 
 def parse_json(raw: bytes) -> Any:
-    """Strict JSON: no NaN, no lone surrogates in keys, no deep nesting. Raises Refusal."""
+    """Strict JSON: no NaN, no deep nesting. Raises Refusal."""
     try:
         value = LineParser("", len(raw)).parse(raw)
     except Flaw as flaw:

@@ -10,6 +10,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from stemma.serve.refusal import Refusal, of_failure
 
 LOG = logging.getLogger("stemma")
 CONTEXTS = 4  # times the model's context that one request may hold in memory
+MOST_PADDING = 2  # times its tokens that a batch of prompts may have places
 RETRY_AFTER = 2  # seconds that a client is asked to wait before it tries again
 
 
@@ -112,6 +114,7 @@ class Engine:
         self.limit = waiting
         self.line: deque[Job] = deque()
         self.running: Job | None = None
+        self.preparing = 0
         self.open, self.leaving = False, False
         self.changed = threading.Condition()
         self.thread = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -124,19 +127,39 @@ class Engine:
     def state(self) -> dict[str, Any]:
         """How busy the engine is."""
         with self.changed:
-            return {"running": int(self.running is not None), "waiting": len(self.line)}
+            waiting = len(self.line) + self.preparing
+            return {"running": int(self.running is not None), "waiting": waiting}
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """A place in line for a request that is still being read and encoded.
+
+        Raises Refusal where the line is full, or the server is leaving.
+        """
+        with self.changed:
+            self._require_place()
+            self.preparing += 1
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.preparing -= 1
 
     def submit(self, job: Job) -> None:
         """Put a job in line. Raises Refusal where the line is full, or the server is leaving."""
-        later = {"Retry-After": str(RETRY_AFTER)}
         with self.changed:
-            if self.leaving or not self.open:
-                raise Refusal(503, "the server is stopping", headers=later)
-            if len(self.line) >= self.limit:
-                what = f"the server is busy: {len(self.line)} requests are waiting; try again later"
-                raise Refusal(429, what, code="rate_limit_exceeded", headers=later)
+            self._require_place()
             self.line.append(job)
             self.changed.notify()
+
+    def _require_place(self) -> None:
+        later = {"Retry-After": str(RETRY_AFTER)}
+        if self.leaving or not self.open:
+            raise Refusal(503, "the server is stopping", headers=later)
+        waiting = len(self.line) + self.preparing
+        if waiting >= self.limit:
+            what = f"the server is busy: {waiting} requests are waiting; try again later"
+            raise Refusal(429, what, code="rate_limit_exceeded", headers=later)
 
     def cancel(self, job: Job) -> None:
         """Nobody waits for this job any more; harmless where it has ended."""
@@ -203,14 +226,20 @@ class Engine:
 def batches(job: Job) -> Iterator[range]:
     """The prompts of a job in runs that are answered together.
 
-    Together they may fill the context `CONTEXTS` times, so that one request for many answers takes
-    no more memory than that; the rest waits for its turn.
+    Their cache has as many places for each as the longest needs, and may fill the context
+    `CONTEXTS` times: so much memory one request takes, the rest waits for its turn. Prompts of very
+    unequal lengths are not read together, since the padding of the short ones would be most of it.
     """
-    context, first, filled = job.served.context, 0, 0
-    for row, (prompt, sampling) in enumerate(zip(job.prompts, job.samplings, strict=True)):
-        room = min(context, len(prompt) + sampling.max_new_tokens)
-        if filled + room > CONTEXTS * context and row > first:
+    context, first = job.served.context, 0
+    for row in range(1, len(job.prompts)):
+        lengths = [len(prompt) for prompt in job.prompts[first : row + 1]]
+        steps = [
+            min(sampling.max_new_tokens, context - length)
+            for length, sampling in zip(lengths, job.samplings[first : row + 1], strict=True)
+        ]
+        places = len(lengths) * (max(lengths) + max(steps))
+        padded = len(lengths) * max(lengths)
+        if places > CONTEXTS * context or padded > MOST_PADDING * sum(lengths):
             yield range(first, row)
-            first, filled = row, 0
-        filled += room
+            first = row
     yield range(first, len(job.prompts))

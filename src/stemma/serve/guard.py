@@ -19,6 +19,7 @@ from stemma.core.files import resource_error
 from stemma.serve.refusal import Refusal
 
 SHORTEST = 16  # characters of a key
+HEADER_BYTES = 1 << 16  # of all headers of a request
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -99,6 +100,8 @@ class Guard:
 
     def _refusal(self, scope: Scope) -> Refusal | None:
         headers = Headers(scope=scope)
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > HEADER_BYTES:
+            return Refusal(431, f"the headers are longer than {HEADER_BYTES} bytes")
         if self.hosts is not None and host_name(headers.get("host", "")) not in self.hosts:
             what = "the server does not go by this name; ask for 127.0.0.1 or localhost"
             return Refusal(403, what, code="unknown_host")

@@ -11,11 +11,12 @@ from stemma.core.config import complaint
 from stemma.core.errors import StemmaError, clipped, printable
 from stemma.data.flaws import Flaw
 
-LONGEST = 600  # characters of a message
+LONGEST, LONGEST_PARAM = 600, 100  # characters of a message, of a parameter's name
 TYPES = {
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
+    431: "invalid_request_error",
     429: "rate_limit_error",
     500: "server_error",
     503: "server_error",
@@ -37,7 +38,8 @@ class Refusal(Exception):
     ) -> None:
         super().__init__(message)
         self.status, self.message = status, clipped(printable(message), LONGEST)
-        self.param, self.code, self.headers = param, code, headers or {}
+        self.param = None if param is None else clipped(printable(param), LONGEST_PARAM)
+        self.code, self.headers = code, headers or {}
 
     @property
     def body(self) -> dict[str, Any]:
@@ -61,13 +63,16 @@ def of_flaw(flaw: Flaw) -> Refusal:
 
 
 def of_validation(error: ValidationError) -> Refusal:
-    """The refusal for the first key of a request that is wrong."""
+    """The refusal for the first key of a request that is wrong.
+
+    Where keys disagree, the sentence begins with the one at fault.
+    """
     key, what, kind = complaint(error)
     inside = error.errors(include_url=False)[0]["loc"]
-    param = ".".join(str(part) for part in inside) or None
+    param = ".".join(str(part) for part in inside) or what.partition(" ")[0].rstrip(":")
     code = "unknown_parameter" if kind == "extra_forbidden" else None
     shown = clipped(printable(key), 100)
-    return Refusal(400, f"{shown}: {what}" if key else what, param=param and param[:100], code=code)
+    return Refusal(400, f"{shown}: {what}" if key else what, param=param, code=code)
 
 
 def of_failure(error: BaseException) -> Refusal:

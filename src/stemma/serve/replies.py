@@ -5,7 +5,7 @@ for the end of the connection.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any, TypeVar
 
 from starlette.responses import JSONResponse, Response
@@ -112,7 +112,7 @@ async def whole_response(engine: Engine, reply: Reply, receive: Receive) -> Resp
     return Response(status_code=GONE) if body is None else JSONResponse(body)
 
 
-async def unless_left(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result | None:
+async def unless_left(receive: Receive, work: Awaitable[Result]) -> Result | None:
     """Do the work until it is done or the client leaves; None where it left."""
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(left(receive))

@@ -43,9 +43,16 @@ def plain_text(value: Any) -> Any:
 
 
 def no_choice(value: Any) -> Any:
-    """Without tools nothing can be chosen."""
+    """Where there is nothing to choose from, only that can be asked for."""
     if value not in (None, "none", "auto"):
-        raise ValueError("tools are not supported by this server; leave it out")
+        raise ValueError("is not supported by this server; leave it out")
+    return value
+
+
+def plain_length(value: Any) -> Any:
+    """A model's own length of answers, by OpenAI's name for it."""
+    if value not in (None, "medium"):
+        raise ValueError("is not supported by this server; leave it out")
     return value
 
 
@@ -58,6 +65,8 @@ def stops(value: Any) -> tuple[str, ...] | None:
         raise ValueError(f"expected a text, or a list of at most {MOST_STOPS}")
     if not all(isinstance(one, str) and 0 < len(one) <= LONGEST_STOP for one in found):
         raise ValueError(f"each is a text of 1 to {LONGEST_STOP} characters")
+    if any("\ud800" <= character <= "\udfff" for one in found for character in one):
+        raise ValueError("a text cannot hold a lone surrogate")
     return tuple(found)
 
 
@@ -77,8 +86,14 @@ Nothing = Annotated[Any, Field(default=None), AfterValidator(nothing)]
 class StreamOptions(StrictModel):
     """What a stream says beside the answer."""
 
-    include_usage: bool = False
-    include_obfuscation: bool = False  # a promise about lengths that a local server need not make
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None  # hides lengths from a network: passed over here
+
+
+def require_stream(stream: bool | None, options: StreamOptions | None) -> None:
+    """Refuse options of a stream where there is none: for use in validators."""
+    if options is not None and not stream:
+        raise ValueError("stream_options needs stream: true")
 
 
 class ChatRequest(StrictModel):
@@ -111,14 +126,15 @@ class ChatRequest(StrictModel):
     modalities: Annotated[list[str] | None, Field(default=None)]
     audio: Nothing
     prediction: Nothing
-    reasoning_effort: Nothing
-    verbosity: Nothing
+    reasoning_effort: Annotated[Any, Field(default=None), AfterValidator(no_choice)]
+    verbosity: Annotated[Any, Field(default=None), AfterValidator(plain_length)]
     web_search_options: Nothing
 
     @model_validator(mode="after")
     def _agrees(self) -> "ChatRequest":
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs: true")
+        require_stream(self.stream, self.stream_options)
         if self.modalities not in (None, ["text"]):
             raise ValueError('modalities: only ["text"] is supported by this server')
         return self
@@ -127,6 +143,11 @@ class ChatRequest(StrictModel):
     def most(self) -> int | None:
         """Tokens of an answer at most, by either of its names."""
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def most_key(self) -> str:
+        """The name that was used for it."""
+        return "max_completion_tokens" if self.max_completion_tokens else "max_tokens"
 
     @property
     def best(self) -> int:
@@ -160,6 +181,7 @@ class CompletionRequest(StrictModel):
 
     @model_validator(mode="after")
     def _agrees(self) -> "CompletionRequest":
+        require_stream(self.stream, self.stream_options)
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise ValueError("best_of: only as many answers as n asks for are made")
         return self
@@ -197,7 +219,7 @@ def parse(kind: type[Request], body: Any) -> Request:
 
 def wants_usage(request: ChatRequest | CompletionRequest) -> bool:
     """Whether a stream is to end with the numbers of tokens."""
-    return request.stream_options is not None and request.stream_options.include_usage
+    return request.stream_options is not None and bool(request.stream_options.include_usage)
 
 
 def samplings(
@@ -216,4 +238,7 @@ def samplings(
         "max_new_tokens": UNLIMITED if request.most is None else request.most,
         "logprobs": max(1, request.best) if request.best >= 0 else 0,
     }
-    return [Sampling(**{**values, "seed": (seed + index) % SEEDS}) for index in range(count)]
+    try:
+        return [Sampling(**{**values, "seed": (seed + index) % SEEDS}) for index in range(count)]
+    except ValidationError as error:
+        raise of_validation(error) from error

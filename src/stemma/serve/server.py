@@ -17,10 +17,10 @@ import uvicorn
 from stemma.core.errors import ResourceError, UsageError
 from stemma.serve.app import Service, build_app
 from stemma.serve.engine import Engine, Served
+from stemma.serve.guard import HEADER_BYTES, host_name
 from stemma.serve.limits import Limits
 
 OWN_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
-HEADERS = 1 << 16  # bytes of a request's headers
 FAREWELL = 2.0  # seconds in which the last words of streams must have gone out
 KEEP_ALIVE = 75  # seconds that an idle connection is kept
 
@@ -107,10 +107,11 @@ def build_server(
     """A server whose `run(sockets=[sock])` serves until a signal, and raises that again then."""
     limits = limits or Limits()
     host = sock.getsockname()[0]
+    bound = f"[{host}]" if ":" in host else host
     app, service = build_app(
         models,
         keys=keys,
-        hosts=OWN_NAMES if is_local(host) else None,
+        hosts={*OWN_NAMES, host_name(bound)} if is_local(host) else None,
         limits=limits,
         ready=ready,
     )
@@ -123,7 +124,7 @@ def build_server(
         lifespan="on",
         ws="none",
         http="h11",
-        h11_max_incomplete_event_size=HEADERS,
+        h11_max_incomplete_event_size=HEADER_BYTES,
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=math.ceil(limits.leaving + FAREWELL),
     )

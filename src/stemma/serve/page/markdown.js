@@ -6,6 +6,7 @@
 // that grows only the last block is read again.
 
 const DEEPEST = 12; // quotes and lists within each other; deeper ones are text
+const MOST_COLUMNS = 64; // of a table: short rows are filled up, so a wide one could be made of little
 const MOST_OPEN = 24; // brackets and marks of emphasis that may be open at once
 const LONGEST_ADDRESS = 300; // of a picture, whose address may hold the picture itself
 
@@ -135,13 +136,19 @@ function readParagraph(lines, at, depth, readers) {
     return { node: make("p", { dir: "auto", className: "typed" }, text), end };
   }
   const text = lines.slice(at, end).map((line) => line.trim()).join("\n");
-  return { node: make("p", { dir: "auto" }, ...inline(text)), end };
+  const node = make("p");
+  for (const part of inline(text)) node.append(part); // too many for the arguments of one call
+  node.dir = "auto"; // afterwards, as in make
+  return { node, end };
 }
 
 function endsParagraph(lines, at, depth) {
-  const line = lines[at];
+  return Boolean(tableHead(lines, at)) || beginsAnother(lines[at], depth);
+}
+
+/** Whether a line begins another block, whatever follows it: then it also ends a table. */
+function beginsAnother(line, depth) {
   if (!line.trim() || FENCE.test(line) || HEADING.test(line) || RULE.test(line)) return true;
-  if (tableHead(lines, at)) return true;
   if (depth >= DEEPEST) return false;
   // a number in the middle of a sentence may begin a line: only 1. begins a list there
   const item = ITEM.exec(line);
@@ -206,10 +213,12 @@ function cells(line) {
 }
 
 function tableHead(lines, at) {
-  if (!lines[at].includes("|") || !/^[ \t|:-]*-[ \t|:-]*$/.test(lines[at + 1] ?? "")) return null;
+  const rule = lines[at + 1] ?? "";
+  if (!lines[at].includes("|") || !rule.includes("-") || !/^[ \t|:-]+$/.test(rule)) return null;
   const names = cells(lines[at]);
   const rules = cells(lines[at + 1]);
-  return names.length === rules.length && rules.every((rule) => /^:?-+:?$/.test(rule)) ? { names, rules } : null;
+  if (names.length !== rules.length || rules.length > MOST_COLUMNS) return null;
+  return rules.every((each) => /^:?-+:?$/.test(each)) ? { names, rules } : null;
 }
 
 function sideOf(rule) {
@@ -225,7 +234,7 @@ function readTable(lines, at, depth) {
       make(kind, { className: sideOf(rule), dir: "auto" }, ...inline(texts[place] ?? ""))));
   const body = make("tbody");
   let end = at + 2;
-  while (end < lines.length && lines[end].trim() && !endsParagraph(lines, end, depth)) {
+  while (end < lines.length && !beginsAnother(lines[end], depth)) {
     body.append(row("td", cells(lines[end])));
     end += 1;
   }
