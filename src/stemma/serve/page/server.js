@@ -139,7 +139,7 @@ export async function write(version, path, body, signal, changed) {
       if (part.text) changed();
     }
     const writing = (performance.now() - first) / 1000;
-    if (version.tokens > 1 && writing > 0) version.rate = (version.tokens - 1) / writing;
+    if (version.tokens > 1 && writing > 0.05) version.rate = (version.tokens - 1) / writing; // less is no measure
   } catch (fault) {
     version.ended = fault.name === "AbortError" ? "stopped" : "broken";
     if (version.ended === "broken") throw fault;
