@@ -1,11 +1,13 @@
 """The score of the module: how many cases of the table are right in all their variants."""
 
 import re
+from pathlib import Path
 
 import pytest
 
 from stemma import api
 from stemma.data.bpe import train_tokenizer
+from tests.bad_inputs.interrupted import killed_copy, unbroken_weights
 
 results: dict[str, list[bool]] = {}  # case number -> whether each variant came out right
 
@@ -38,3 +40,15 @@ def sound_model(tmp_path_factory: pytest.TempPathFactory):
     model = api.build("llama", vocab_size=words.vocab_size, **numbers)
     api.save(model, words, folder)
     return folder
+
+
+@pytest.fixture
+def half_done(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interrupted run, which a case may harm."""
+    return killed_copy(tmp_path, tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The weights of the run that was never stopped."""
+    return unbroken_weights(tmp_path_factory.getbasetemp())

@@ -23,27 +23,13 @@ from tests.bad_inputs.interrupted import (
     RUN,
     goes_on,
     killed_at,
-    killed_copy,
     lay_out,
     messages,
     record,
-    unbroken_weights,
 )
 from tests.bad_inputs.layouts import change_json, put
 
 SHORT = r"\w{8}"  # a fingerprint's first digits
-
-
-@pytest.fixture
-def half_done(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interrupted run, which a case may harm."""
-    return killed_copy(tmp_path, tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The weights of the run that was never stopped."""
-    return unbroken_weights(tmp_path_factory.getbasetemp())
 
 
 # 67: a checkpoint of another network

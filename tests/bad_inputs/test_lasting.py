@@ -31,28 +31,13 @@ from tests.bad_inputs.interrupted import (
     RUN,
     SIX,
     goes_on,
-    killed_copy,
     lay_out,
     record,
-    unbroken_weights,
 )
 from tests.bad_inputs.layouts import put
 from tests.bad_inputs.test_conversations import RECIPE as TALK
 from tests.bad_inputs.test_conversations import line as conversation
 from tests.bad_inputs.test_folders import FULL_FILE, file_limit
-
-
-@pytest.fixture
-def half_done(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interrupted run, which a case may harm."""
-    return killed_copy(tmp_path, tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The weights of the run that was never stopped."""
-    return unbroken_weights(tmp_path_factory.getbasetemp())
-
 
 # 33: the file system refuses a write or a sync
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-WORDS = "the a cat dog sat ran on under mat tree and then saw big small red blue moon".split()
+from tests.pipeline.conftest import WORDS
 
 # dropout on; several documents in a sample; micro-batches; epochs that end between checkpoints
 PRETRAIN = """\

@@ -4,16 +4,18 @@ import http.client
 import json
 import threading
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import pytest
 
 from stemma import api
+from stemma.cli.serving import offer
 from stemma.data.bpe import train_tokenizer
 from stemma.data.chatml import with_chatml
 from stemma.serve import server
-from stemma.serve.engine import Served
 from stemma.serve.limits import Limits
+from tests.serve import page_browser
 
 WORDS = ["the cat sat on the mat and the dog ran", "system user assistant"]
 
@@ -28,18 +30,8 @@ def served(name, *, chat, context=4096, seed=0, endless=False):
         tokenizer = with_chatml(tokenizer)
     numbers = {"width": 16, "depth": 1, "num_heads": 2, "context": context, "initial_std": 0.3}
     model = api.build("llama", seed=seed, vocab_size=tokenizer.vocab_size, **numbers).eval()
-    renderer = api.chat_renderer(tokenizer) if chat else None
-    ends = frozenset() if endless else api.end_ids(model, tokenizer)
-    return Served(
-        name=name,
-        network=model,
-        tokenizer=tokenizer,
-        sampling=api.sampling(model),
-        text_ends=ends,
-        created=1,
-        renderer=renderer,
-        chat_ends=ends | api.turn_ends(renderer) if chat and not endless else frozenset(),
-    )
+    found = offer(name, model, tokenizer)
+    return replace(found, text_ends=frozenset(), chat_ends=frozenset()) if endless else found
 
 
 @dataclass
@@ -109,3 +101,16 @@ def endless():
 def start():
     """Start a server of one's own: `with start(models, keys=…, limits=…) as live`."""
     return running
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A browser, for the tests of the page."""
+    with page_browser.browser() as opened:
+        yield opened
+
+
+@pytest.fixture
+def visit(chromium):
+    """`with visit(url) as watched`: a tab on a page, which must have been quiet when it is left."""
+    return partial(page_browser.visiting, chromium)

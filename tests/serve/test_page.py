@@ -8,13 +8,11 @@ another server, and the console was silent.
 import re
 import time
 from dataclasses import replace
-from functools import partial
 
 import pytest
 
 from stemma import api
 from stemma.serve.limits import Limits
-from tests.serve import page_browser
 from tests.serve.conftest import served
 from tests.serve.page_answers import answering, model
 from tests.serve.page_browser import PHONE, answered, ask, note, say, settings
@@ -23,18 +21,6 @@ pytestmark = pytest.mark.browser
 WRITTEN = "() => document.querySelector('.assistant .body').textContent.length > 20"
 KEY = "correct-horse-battery-staple"
 KEY_BOX = "This server asks for a key"
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with page_browser.browser() as opened:
-        yield opened
-
-
-@pytest.fixture
-def visit(chromium):
-    """`with visit(url) as watched`: a tab on a page, which must have been quiet when it is left."""
-    return partial(page_browser.visiting, chromium)
 
 
 @pytest.fixture(scope="module")

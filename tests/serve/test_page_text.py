@@ -6,29 +6,15 @@ the same text read at once.
 
 import re
 from contextlib import contextmanager
-from functools import partial
 
 import pytest
 
-from tests.serve import page_browser
 from tests.serve.page_answers import answering
 from tests.serve.page_browser import ask
 from tests.serve.page_outline import OUTLINE, plain, reference
 from tests.serve.page_texts import ALIKE, ATTACKS, EVERYTHING, HEAVY, LINKS
 
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with page_browser.browser() as opened:
-        yield opened
-
-
-@pytest.fixture
-def visit(chromium):
-    """`with visit(url) as watched`: a tab on a page, which must have been quiet when it is left."""
-    return partial(page_browser.visiting, chromium)
 
 
 # what the page may hold in its turns, and the attributes that may be on it

@@ -5,7 +5,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -45,7 +45,7 @@ def serve(
     keys = [] if api_key_file is None else guard.read_keys(api_key_file)
     server.require_private(host, keys, insecure=insecure)
     with server.bind(host, port) as sock:  # before models are loaded, which takes longer
-        offered = [offer(name, model, device) for name, model in names.items()]
+        offered = [offer(name, *loaded(model, device)) for name, model in names.items()]
         address = server.address_of(sock)
 
         def ready() -> None:
@@ -94,22 +94,18 @@ def model_names(models: list[str]) -> dict[str, str]:
     return names
 
 
-def offer(name: str, model: str, device: str) -> "Served":
-    """A model loaded, with what serving it needs."""
+def offer(name: str, network: Any, tokenizer: Any) -> "Served":
+    """A loaded model with what serving it needs."""
     from stemma import api
     from stemma.serve.engine import Served
 
-    network, tokenizer = loaded(model, device)
-    text_ends = api.end_ids(network, tokenizer)
-    renderer, chat_ends = None, frozenset[int]()
-    if tokenizer.template is not None:
-        renderer, chat_ends = template_of(model, network, tokenizer, raw=False, system=None)
+    renderer, chat_ends = template_of(name, network, tokenizer, raw=False, system=None)
     return Served(
         name=name,
         network=network,
         tokenizer=tokenizer,
         sampling=api.sampling(network),
-        text_ends=text_ends,
+        text_ends=api.end_ids(network, tokenizer),
         created=int(time.time()),
         renderer=renderer,
         chat_ends=chat_ends,

@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any
 
@@ -70,7 +71,7 @@ def sync_folder(folder: Path) -> None:
 
 def make_folder(folder: Path) -> None:
     """Make a folder with its parents, each durable: files in it could else be lost with it."""
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    new = list(takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
     if new:
         folder.mkdir(parents=True, exist_ok=True)
     for path in reversed(new):
@@ -101,7 +102,7 @@ def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         encoding = None if "b" in mode else "utf-8"
         with open(partial, mode, encoding=encoding, newline=None if "b" in mode else "\n") as file:
             yield file

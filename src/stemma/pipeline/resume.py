@@ -1,9 +1,9 @@
 """Where training goes on: the newest checkpoint that verifies, if it fits what is trained now.
 
-A checkpoint belongs to a network, a tokenizer, the token store, the packing plan and the order of
-samples, the number of steps. The first two, and the settings by which it learns, must be the same.
-The others may be others where that was asked for
-(`--reset-data`): then training goes on with the weights, and the change is written down.
+A checkpoint belongs to a network, a tokenizer and the settings by which it learned: those must be
+the same. The token store, the packing plan, the order of samples and the number of steps may be
+others where that was asked for (`--reset-data`): then training goes on with the weights, and the
+change is written down.
 """
 
 from dataclasses import dataclass, field
@@ -13,6 +13,7 @@ from stemma.core import device as machine
 from stemma.core.errors import ModelError
 from stemma.core.files import sha256_json
 from stemma.core.progress import LOG
+from stemma.pipeline.records import SHOWN
 from stemma.pipeline.work import Work
 from stemma.train import checkpoint
 
@@ -23,7 +24,6 @@ DATA = {
     "length": "steps or micro-batches",
 }
 SINCE = ("order", "length")  # not written down by version 0.1: taken to be the same
-SHOWN = 8  # digits of a fingerprint in a message
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def tell_of_machine(work: Work, found: checkpoint.Checkpoint) -> None:
 
 
 def differing(there: dict[str, Any], here: dict[str, Any]) -> str:
-    """Numbers of a network with both values; empty where a checkpoint does not tell its own."""
+    """What is not the same, with both values; empty where a checkpoint does not tell its own."""
     keys = [key for key in {**there, **here} if there.get(key) != here.get(key)] if there else []
     return "; ".join(f"{key} {there.get(key)}, here {here.get(key)}" for key in keys)
 

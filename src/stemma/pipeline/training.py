@@ -130,12 +130,10 @@ def check_batches(stage: Settings) -> None:
 
 def require_batch(stage: Settings, name: str, plan: Plan) -> None:
     """Refuse data that do not fill one batch: samples would repeat inside it (UsageError)."""
-    rows, count = stage.batch_tokens // stage.context, plan.num_samples
+    rows, count = batch_rows(stage), plan.num_samples
     if count < rows:
-        samples = (
-            "1 sample of {} tokens is" if count == 1 else f"{count} samples of {{}} tokens are"
-        )
-        what = f"{samples.format(stage.context)} less than a batch of {rows}"
+        samples, verb = ("sample", "is") if count == 1 else ("samples", "are")
+        what = f"{count} {samples} of {stage.context} tokens {verb} less than a batch of {rows}"
         fix = f"use batch_tokens={count * stage.context}, or more documents"
         raise UsageError(what, place=f"{name}: batch_tokens", fix=fix)
 
@@ -212,6 +210,11 @@ def method(stage: Any, work: Work) -> dict[str, Any]:
     return found
 
 
+def batch_rows(stage: Settings) -> int:
+    """Samples of a step."""
+    return stage.batch_tokens // stage.context
+
+
 def micro_rows(stage: Settings) -> int:
     """Samples that go through the network at once."""
     return (stage.micro_batch_tokens or stage.batch_tokens) // stage.context
@@ -238,7 +241,7 @@ def begin(
     Raises ModelError where the newest checkpoint belongs to something else, UsageError where the
     data do not fill a batch, or hold less than has been trained already.
     """
-    rows = stage.batch_tokens // stage.context
+    rows = batch_rows(stage)
     fingerprints = {
         "config": api.fingerprint(model.config),
         "data": store.fingerprint,
@@ -299,7 +302,7 @@ def train(
 ) -> None:
     """Run the remaining steps; each occasion comes when it is due, and at the end."""
     stage, work, last = training.stage, training.work, training.num_steps
-    order = Order(training.plan, work.seed, stage.batch_tokens // stage.context)
+    order = Order(training.plan, work.seed, batch_rows(stage))
     warn_of_space(training)
     with (
         closing(batches(training, order)) as windows_ahead,

@@ -77,7 +77,7 @@ def usage(prompt_tokens: int, choices: Iterable[Choice]) -> dict[str, int]:
 class ChatForm:
     """How a chat completion is written down. `best`: likeliest tokens told, -1 for no logprobs."""
 
-    whole, part = "chat.completion", "chat.completion.chunk"
+    prefix, whole, part = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
     def __init__(self, tokenizer: Tokenizer, best: int) -> None:
         self.tokenizer, self.best = tokenizer, best
@@ -135,7 +135,7 @@ class ChatForm:
 class CompletionForm:
     """How a completion is written down. `best`: likeliest tokens told, -1 for no logprobs."""
 
-    whole, part = "text_completion", "text_completion"
+    prefix, whole, part = "cmpl", "text_completion", "text_completion"
 
     def __init__(self, tokenizer: Tokenizer, best: int) -> None:
         self.tokenizer, self.best = tokenizer, best

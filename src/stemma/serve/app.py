@@ -32,7 +32,7 @@ from stemma.serve.guard import Guard
 from stemma.serve.limits import Limits
 from stemma.serve.prompts import chat_prompt, completion_prompts, require_most
 from stemma.serve.refusal import Refusal, of_failure
-from stemma.serve.replies import GONE, Reply, Stream, unless_left, whole_response
+from stemma.serve.replies import Reply, Stream, unless_left, whole_response
 from stemma.serve.requests import (
     SEEDS,
     ChatRequest,
@@ -45,6 +45,7 @@ from stemma.serve.requests import (
 LOG = logging.getLogger("stemma")
 PAGE = Path(__file__).parent / "page"
 PREPARING = 2  # threads that encode prompts, so that a crowd does not fill memory and cores
+GONE = 499  # what a log shows for a client that left; nobody receives it
 EXACT = 2**53  # above it, readers of JSON that know only doubles would round a seed
 Endpoint = Callable[[Request], Awaitable[Any]]
 Made = TypeVar("Made")
@@ -75,7 +76,8 @@ class Service:
             require_most(served, asked.most, asked.most_key)
             ids = await self._prepared(request, chat_prompt, served, asked.messages)
         form = ChatForm(served.tokenizer, asked.best)
-        return await self._answer(request, asked, served, [ids] * (asked.n or 1), form)
+        prompts = [ids] * (asked.n or 1)
+        return await self._answer(request, asked, served, prompts, form, served.chat_ends)
 
     async def complete(self, request: Request) -> Any:
         """POST /v1/completions"""
@@ -87,15 +89,12 @@ class Service:
                 request, completion_prompts, served, asked.prompt, asked.n or 1
             )
         form = CompletionForm(served.tokenizer, asked.best)
-        return await self._answer(request, asked, served, prompts, form)
+        return await self._answer(request, asked, served, prompts, form, served.text_ends)
 
     async def _prepared(self, request: Request, prepare: Callable[..., Made], *given: Any) -> Made:
         """Encode in a thread of a small pool, for as long as the client stays."""
         work = asyncio.get_running_loop().run_in_executor(self.pool, prepare, *given)
-        made = await unless_left(request.receive, work)
-        if made is None:
-            raise ClientDisconnect
-        return made
+        return await unless_left(request.receive, work)
 
     async def _answer(
         self,
@@ -104,17 +103,12 @@ class Service:
         served: Served,
         prompts: list[list[int]],
         form: ChatForm | CompletionForm,
+        end_ids: frozenset[int],
     ) -> Any:
-        chat = isinstance(form, ChatForm)
         seed = secrets.randbelow(EXACT) if asked.seed is None else asked.seed % SEEDS
-        job = Job(
-            served,
-            prompts,
-            samplings(asked, served.sampling, len(prompts), seed),
-            served.chat_ends if chat else served.text_ends,
-        )
-        kind = "chatcmpl" if chat else "cmpl"
-        head = Head(f"{kind}-{secrets.token_hex(12)}", int(time.time()), served.name, seed)
+        drawn = samplings(asked, served.sampling, len(prompts), seed)
+        job = Job(served, prompts, drawn, end_ids)
+        head = Head(f"{form.prefix}-{secrets.token_hex(12)}", int(time.time()), served.name, seed)
         reply = Reply(job, form, head, each=asked.n or 1, silence=self.limits.silence)
         self.engine.submit(job)
         if asked.stream:

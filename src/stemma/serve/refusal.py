@@ -16,7 +16,6 @@ TYPES = {
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
-    431: "invalid_request_error",
     429: "rate_limit_error",
     500: "server_error",
     503: "server_error",

@@ -6,8 +6,10 @@ for the end of the connection.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
+from contextlib import suppress
 from typing import Any, TypeVar
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
@@ -17,7 +19,6 @@ from stemma.serve.engine import Engine, Job
 from stemma.serve.refusal import Refusal
 
 Result = TypeVar("Result")
-GONE = 499  # what a log shows for a client that left; nobody receives it
 STREAMING = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
@@ -92,7 +93,8 @@ class Stream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await unless_left(receive, self._send(send))
+            with suppress(ClientDisconnect):
+                await unless_left(receive, self._send(send))
         finally:
             self.engine.cancel(self.job)
 
@@ -104,21 +106,22 @@ class Stream:
 
 
 async def whole_response(engine: Engine, reply: Reply, receive: Receive) -> Response:
-    """The response with all answers at once."""
+    """The response with all answers at once. Raises ClientDisconnect where the client left."""
     try:
-        body = await unless_left(receive, reply.whole())
+        return JSONResponse(await unless_left(receive, reply.whole()))
     finally:
         engine.cancel(reply.job)
-    return Response(status_code=GONE) if body is None else JSONResponse(body)
 
 
-async def unless_left(receive: Receive, work: Awaitable[Result]) -> Result | None:
-    """Do the work until it is done or the client leaves; None where it left."""
+async def unless_left(receive: Receive, work: Awaitable[Result]) -> Result:
+    """Do the work until it is done. Raises ClientDisconnect where the client leaves before that."""
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(left(receive))
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
     finally:
         for task in (working, leaving):
             task.cancel()

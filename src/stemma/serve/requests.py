@@ -42,18 +42,15 @@ def plain_text(value: Any) -> Any:
     return value
 
 
-def no_choice(value: Any) -> Any:
-    """Where there is nothing to choose from, only that can be asked for."""
-    if value not in (None, "none", "auto"):
-        raise ValueError("is not supported by this server; leave it out")
-    return value
+def only(*harmless: str) -> AfterValidator:
+    """A check that takes OpenAI's words for what this server does anyway, and no others."""
 
+    def check(value: Any) -> Any:
+        if value is not None and value not in harmless:
+            raise ValueError("is not supported by this server; leave it out")
+        return value
 
-def plain_length(value: Any) -> Any:
-    """A model's own length of answers, by OpenAI's name for it."""
-    if value not in (None, "medium"):
-        raise ValueError("is not supported by this server; leave it out")
-    return value
+    return AfterValidator(check)
 
 
 def stops(value: Any) -> tuple[str, ...] | None:
@@ -81,6 +78,7 @@ Seed = Annotated[int | None, Field(default=None, ge=-SEEDS, lt=SEEDS)]
 MaxTokens = Annotated[int | None, Field(default=None, ge=1)]
 Stop = Annotated[Any, Field(default=None), AfterValidator(stops)]
 Nothing = Annotated[Any, Field(default=None), AfterValidator(nothing)]
+NoChoice = Annotated[Any, Field(default=None), only("none", "auto")]
 
 
 class StreamOptions(StrictModel):
@@ -120,14 +118,14 @@ class ChatRequest(StrictModel):
     logit_bias: Nothing
     tools: Nothing
     functions: Nothing
-    function_call: Annotated[Any, Field(default=None), AfterValidator(no_choice)]
-    tool_choice: Annotated[Any, Field(default=None), AfterValidator(no_choice)]
+    function_call: NoChoice
+    tool_choice: NoChoice
     response_format: Annotated[Any, Field(default=None), AfterValidator(plain_text)]
     modalities: Annotated[list[str] | None, Field(default=None)]
     audio: Nothing
     prediction: Nothing
-    reasoning_effort: Annotated[Any, Field(default=None), AfterValidator(no_choice)]
-    verbosity: Annotated[Any, Field(default=None), AfterValidator(plain_length)]
+    reasoning_effort: NoChoice
+    verbosity: Annotated[Any, Field(default=None), only("medium")]
     web_search_options: Nothing
 
     @model_validator(mode="after")

@@ -17,7 +17,7 @@ import uvicorn
 from stemma.core.errors import ResourceError, UsageError
 from stemma.serve.app import Service, build_app
 from stemma.serve.engine import Engine, Served
-from stemma.serve.guard import HEADER_BYTES, host_name
+from stemma.serve.guard import HEADER_BYTES
 from stemma.serve.limits import Limits
 
 OWN_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -92,8 +92,12 @@ def bind(host: str, port: int) -> socket.socket:
 def address_of(sock: socket.socket) -> str:
     """The URL of a listening socket, as one types it."""
     host, port = sock.getsockname()[:2]
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    return f"http://{shown}:{port}"
+    return f"http://{bracketed({'0.0.0.0': '127.0.0.1', '::': '::1'}.get(host, host))}:{port}"
+
+
+def bracketed(host: str) -> str:
+    """An address as it stands before a port: "::1" -> "[::1]"."""
+    return f"[{host}]" if ":" in host else host
 
 
 def build_server(
@@ -107,11 +111,10 @@ def build_server(
     """A server whose `run(sockets=[sock])` serves until a signal, and raises that again then."""
     limits = limits or Limits()
     host = sock.getsockname()[0]
-    bound = f"[{host}]" if ":" in host else host
     app, service = build_app(
         models,
         keys=keys,
-        hosts={*OWN_NAMES, host_name(bound)} if is_local(host) else None,
+        hosts={*OWN_NAMES, bracketed(host)} if is_local(host) else None,
         limits=limits,
         ready=ready,
     )
