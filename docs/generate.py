@@ -1,13 +1,14 @@
 """Writes the pages that follow from the code, so that they cannot say what the code does not do.
 
-    python docs/generate.py                     write docs/reference/ and docs/parity.md
+    python docs/generate.py                     write docs/reference/
     python docs/generate.py --check             name every page that is out of date, exit code 1
     python docs/generate.py --run runs/NAME     put a run's figures into README.md and its guide,
                                                 a run of the recipe quickstart or my-docs
 
 Keys come from the configuration classes, options from the command line itself, exit codes from
-the error classes, presets and parameter counts from the families, the table of parity from the
-test that proves it. The figures of a run come from its `stage.json` files and from nowhere else.
+the error classes, presets and parameter counts from the families. The figures of a run come from
+its `stage.json` files and from nowhere else. docs/parity.md is measured by `measure_parity.py`;
+here it is only checked that every family and every case has its figures.
 """
 
 import argparse
@@ -33,7 +34,6 @@ from stemma.pipeline.recipe import KINDS, Recipe
 
 ROOT = Path(__file__).parents[1]
 NOTE = "<!-- Written by docs/generate.py: change the code, then run `make docs`. -->"
-PARITY = ROOT / "tests" / "models" / "test_parity.py"
 FILLED = {  # which pages have the figures of a recipe's run
     "quickstart": (ROOT / "README.md", ROOT / "docs" / "guides" / "quickstart.md"),
     "my-docs": (ROOT / "README.md", ROOT / "docs" / "guides" / "your-own-documents.md"),
@@ -251,27 +251,14 @@ def foreign_form(family: str) -> str:
 # Parity
 
 
-def parity_page() -> str:
-    """Families beside the class that each is compared with, and the tests that compare."""
-    tree = ast.parse(PARITY.read_text("utf-8"))
-    cases = [case for node in tree.body for case in cases_of(node)]
-    tests = [node for node in tree.body if isinstance(node, ast.FunctionDef) and compares(node)]
-    path = PARITY.relative_to(ROOT).as_posix()
-    rows = []
-    for case in cases:
-        family = case.split()[0]
-        rows.append((family, case, code(f"transformers.{tables()[family].ARCHITECTURE}")))
-    laws = [(test.name.removeprefix("test_").replace("_", " "), code(test.name)) for test in tests]
-    return page(
-        "Parity",
-        "Each case is a network with wide random weights, compared with the class of the last "
-        f"column. The tests are in [{path}](../{path}) and belong to `make test`. One test of "
-        f"one case: `pytest '{path}::{tests[0].name}[{cases[0].replace(' ', '-')}]'`.",
-        "## Cases",
-        table(("family", "case", "compared with"), rows),
-        "## What is compared in every case",
-        table(("law", "test"), laws),
-    )
+def defined_cases() -> list[str]:
+    """The names of all cases that are measured: first by family, then as they stand in a file."""
+    models = ROOT / "tests" / "models"
+    folders = ("oracles", "oracles_encdec")
+    paths = [path for name in folders for path in sorted((models / name).glob("*.py"))]
+    trees = [ast.parse(path.read_text("utf-8")) for path in [*paths, models / "parity_own.py"]]
+    found = [case for tree in trees for node in tree.body for case in cases_of(node)]
+    return sorted(found, key=lambda case: case.split()[0])
 
 
 def cases_of(node: ast.stmt) -> list[str]:
@@ -284,10 +271,30 @@ def cases_of(node: ast.stmt) -> list[str]:
     return [str(ast.literal_eval(key)) for key in node.value.keys if key is not None]
 
 
-def compares(node: ast.FunctionDef) -> bool:
-    """Whether a function is a test that runs over every case."""
-    arguments = [argument.arg for argument in node.args.args]
-    return node.name.startswith("test_") and "pair" in arguments
+def parity_faults() -> list[str]:
+    """What the page of measured errors lacks, or has too much; nothing is measured here."""
+    path = ROOT / "docs" / "parity.md"
+    text = path.read_text("utf-8") if path.is_file() else ""
+    shown = {
+        family: re.findall(r"^\| (.+?) \|", part, re.MULTILINE)[2:]
+        for family, part in re.findall(r"^### (\w+)\n(.*?)(?=^##|\Z)", text, re.M | re.S)
+    }
+    wanted: dict[str, list[str]] = {family: [] for family in api.families()}
+    for case in defined_cases():
+        wanted.setdefault(case.split()[0], []).append(case)
+    faults = [f"no case of {family}" for family, cases in wanted.items() if not cases]
+    for family in sorted(wanted.keys() | shown.keys()):
+        missing = [case for case in wanted.get(family, []) if case not in shown.get(family, [])]
+        faults += [f"no figures of {case}" for case in missing]
+        known = wanted.get(family, [])
+        faults += [
+            f"figures of {case}, which is gone"
+            for case in shown.get(family, [])
+            if case not in known
+        ]
+    if "beyond the limit" in text:
+        faults.append("an error beyond the limit")
+    return faults
 
 
 # A run's figures
@@ -391,7 +398,6 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/reference/recipe.md": recipe_page,
     "docs/reference/command-line.md": command_line_page,
     "docs/reference/families.md": families_page,
-    "docs/parity.md": parity_page,
 }
 
 
@@ -414,7 +420,10 @@ def main(arguments: Sequence[str]) -> int:
         old = stale()
         for name in old:
             sys.stderr.write(f"{name} is out of date; run `make docs`\n")
-        return 1 if old else 0
+        faults = parity_faults()
+        for fault in faults:
+            sys.stderr.write(f"docs/parity.md: {fault}; run `make parity`\n")
+        return 1 if old or faults else 0
     if chosen.run is not None:
         about, records = read_stages(chosen.run)
         name = about["name"]

@@ -9,7 +9,7 @@ import importlib
 import pkgutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, get_type_hints, overload
 
 import torch
 from pydantic import ValidationError
@@ -28,6 +28,8 @@ from stemma.data.tokenizer import Tokenizer
 from stemma.infer.chat import to_be_answered
 from stemma.infer.generate import generate as continue_prompts
 from stemma.infer.sampling import Sampling
+from stemma.infer.translate import BeamSearch
+from stemma.infer.translate import translate as translate_texts
 from stemma.interop.folder import describe, read_folder, read_tokenizer, write_folder
 from stemma.interop.gguf_folder import convert, is_gguf, only_gguf
 from stemma.interop.gguf_model import describe_file
@@ -64,6 +66,18 @@ def config_class(family: str) -> type[Any]:
         raise UsageError(f"unknown family {family!r}", place="family", fix=fix)
     kinds = [k for k in vars(_family(family)).values() if isinstance(k, type)]
     return next(kind for kind in kinds if getattr(kind, "family", None) == family)
+
+
+def does(family: str) -> str:
+    """What networks of a family do: "continue" a text, "translate" one, or "read" it whole.
+
+    Told by what its builder returns: an encoder-decoder encodes a source, and what only reads has
+    no state between tokens.
+    """
+    network = get_type_hints(_family(family).build)["return"]
+    if hasattr(network, "encode"):
+        return "translate"
+    return "continue" if hasattr(network, "new_cache") else "read"
 
 
 def fingerprint(config: Any) -> str:
@@ -103,9 +117,11 @@ def build(
 
 def _choose(name: str, numbers: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Family and numbers; a family's own name with no numbers means the preset of that name."""
-    known = presets()
-    if name in families() and (numbers or name not in known):
+    if name in families() and numbers:
         return name, dict(numbers)
+    known = presets()
+    if name in families() and name not in known:
+        return name, {}
     if name not in known:
         fix = nearest(name, [*families(), *known])
         raise UsageError(f"unknown family or preset {name!r}", place="name", fix=fix)
@@ -173,6 +189,7 @@ def load(
     network = _on_meta(foreign.family, _config(foreign.family, foreign.numbers))
     network.load_state_dict(foreign.state, assign=True)
     object.__setattr__(network, "generation", foreign.generation)  # no parameter, no submodule
+    name_labels(network, foreign.labels)
     return network.to(target).eval(), foreign.tokenizer
 
 
@@ -194,7 +211,13 @@ def with_vocabulary(model: LanguageModel, size: int) -> LanguageModel:
             state[name] = torch.cat((tensor, rows))
     wider.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
     object.__setattr__(wider, "generation", _generation(model))
+    name_labels(wider, getattr(model, "labels", ()))
     return wider.train(model.training)
+
+
+def name_labels(model: Any, labels: Sequence[str]) -> None:
+    """What a classifier's labels are called, here and in the folder that it is saved to."""
+    object.__setattr__(model, "labels", tuple(labels))
 
 
 def end_with(model: LanguageModel, ids: Iterable[int]) -> None:
@@ -298,7 +321,13 @@ def save(
         raise UsageError(f"unknown format {format!r}", place="format", fix=nearest(format, FORMATS))
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     write_folder(
-        Path(path), model.config, state, tokenizer, _generation(model), overwrite=overwrite
+        Path(path),
+        model.config,
+        state,
+        tokenizer,
+        _generation(model),
+        getattr(model, "labels", ()),
+        overwrite=overwrite,
     )
 
 
@@ -325,6 +354,10 @@ def generate(
     model's own recommendation. Raises UsageError for an unknown setting, for messages that are
     none or without a template, or a prompt longer than the model's context.
     """
+    if does(model.config.family) == "translate":
+        translated: str | list[str] = translate(model, tokenizer, prompt, **settings)
+        return translated
+    require_writer(model)
     prompts, single = _prompts(prompt)
     turns: frozenset[int] = frozenset()
     if not all(isinstance(each, str) for each in prompts):
@@ -338,6 +371,37 @@ def generate(
     answers = continue_prompts(model, tokenizer, prompts, chosen, end_ids=ends)
     texts = [answer.text for answer in answers]
     return texts[0] if single else texts
+
+
+def translate(model: Any, tokenizer: Tokenizer, text: Any, **settings: Any) -> Any:
+    """Translate a text, or each of a list, with an encoder-decoder.
+
+    `settings` are the fields of `BeamSearch`: `beams`, `alpha`, `max_new_tokens`. Raises UsageError
+    for an unknown setting, a model that does not translate, and a text longer than its context.
+    """
+    if does(model.config.family) != "translate":
+        what = f"a {model.config.family} does not translate"
+        raise UsageError(what, place="model", fix="use generate")
+    texts, single = _prompts(text)
+    if not all(isinstance(each, str) for each in texts):
+        raise UsageError("a translator takes texts, not messages", place="prompt", fix="give texts")
+    try:
+        search = BeamSearch(**settings)
+    except ValidationError as error:
+        raise _complaint(error, "beam search", BeamSearch) from error
+    made = translate_texts(model, tokenizer, texts, search)
+    return made[0] if single else made
+
+
+def require_writer(model: Any) -> None:
+    """Refuse a network that cannot go on from a text (UsageError)."""
+    family = model.config.family
+    if does(family) == "translate":
+        what, fix = f"a {family} translates and goes on from no text", "use `stemma generate`"
+        raise UsageError(what, place="model", fix=fix)
+    if does(family) == "read":
+        what = f"a {family} reads texts whole and writes none"
+        raise UsageError(what, place="model", fix="use a model that goes on from a text")
 
 
 def _prompts(prompt: Any) -> tuple[list[Any], bool]:

@@ -272,10 +272,10 @@ CASES = [
     Refused(65, "lone-bin", lone("net.bin", PICKLE), "info net.bin", 4, r"net\.bin: " + PICKLES),
     Refused(65, "shard", elsewhere("b.bin"), GENERATE, 4, r"model/model\.safetensors\.index\.json: the shard 'b\.bin' is not the name .*" + AGAIN),
     # 66: another architecture
-    Refused(66, "type", config(model_type="bert"), GENERATE, 4, r"model/config\.json: model_type: unknown model type 'bert'; known: gpt2, llama.*"),
-    Refused(66, "info", config(model_type="bert", architectures=["BertModel"]), INFO, 4, r"model/config\.json: model_type: unknown model type 'bert'; known: gpt2, llama.*"),
+    Refused(66, "type", config(model_type="rwkv"), GENERATE, 4, r"model/config\.json: model_type: unknown model type 'rwkv'; known: .*llama.*"),
+    Refused(66, "info", config(model_type="lama", architectures=["LamaModel"]), INFO, 4, r"model/config\.json: model_type: unknown model type 'lama'; did you mean llama"),
     Refused(66, "head", config(architectures=["LlamaForSequenceClassification"]), GENERATE, 4, r"model/config\.json: architectures: found architecture .*LlamaForSequenceClassification.*, wanted 'LlamaForCausalLM'; .+"),
-    Refused(66, "no-type", config(model_type=None), GENERATE, 4, r"model/config\.json: model_type: unknown model type None; known: gpt2, llama.*"),
+    Refused(66, "no-type", config(model_type=None), GENERATE, 4, r"model/config\.json: model_type: unknown model type None; known: .*llama.*"),
     Refused(66, "lying-type", config(model_type="gpt2", architectures=["GPT2LMHeadModel"]), GENERATE, 4, r"model/config\.json.*; .+"),
 ]  # fmt: skip
 

@@ -34,7 +34,9 @@ class Size(StrictModel):
         ),
         (
             {"width": 3, "heads": 2},
-            Complaint("", "width (3) must be a multiple of heads (2)", "value_error"),
+            Complaint(
+                "", "width (3) must be a multiple of heads (2), such as 2 or 4", "value_error"
+            ),
         ),
     ],
     ids=["missing", "unknown", "small", "long", "together"],

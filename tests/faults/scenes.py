@@ -97,7 +97,7 @@ def at_loss(number: int, act: Callable[[], None]) -> None:
     """Before the loss of a micro-batch, in the middle of a step."""
     real, seen = training.train, 0
 
-    def train(state: Any, loss_sum: Callable[..., Any], *occasions: Any) -> None:
+    def train(state: Any, loss_sum: Callable[..., Any], *occasions: Any, **more: Any) -> None:
         def loss(model: nn.Module, batch: Any) -> Any:
             nonlocal seen
             seen += 1
@@ -105,7 +105,7 @@ def at_loss(number: int, act: Callable[[], None]) -> None:
                 act()
             return loss_sum(model, batch)
 
-        real(state, loss, *occasions)
+        real(state, loss, *occasions, **more)
 
     training.train = train
 

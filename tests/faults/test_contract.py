@@ -11,7 +11,6 @@ from typing import get_args
 
 import pytest
 
-from stemma.data.packing import read_plan
 from stemma.pipeline import recipe as recipes
 from stemma.pipeline import runner
 from stemma.pipeline.training import PLAN
@@ -36,11 +35,12 @@ def stage_of(trial):
 
 
 def test_recipe_has_what_makes_resuming_hard(unbroken):
-    stage, plan = stage_of(unbroken), read_plan(unbroken.stage / "data" / PLAN)
+    plan = unbroken.trainer.read_plan(unbroken.stage / "data" / PLAN)
+    stage, pieces = stage_of(unbroken), unbroken.trainer.pieces(plan)
     record = runner.read_record(unbroken.stage)
     assert stage.kind == unbroken.trainer.kind == record["kind"]
     assert record["summary"]["model"]["dropout"] > 0
-    assert len(plan.length) > plan.num_samples  # several documents in a sample
+    assert len(pieces) > plan.num_samples  # several documents, or pairs, in a sample
     assert stage.batch_tokens >= 2 * stage.micro_batch_tokens
     rows, steps = stage.batch_tokens // stage.context, record["summary"]["steps"]
     assert steps * rows > 2 * plan.num_samples

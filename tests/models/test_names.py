@@ -1,54 +1,60 @@
-"""Parameter names are a contract: checkpoints, optimizer states and adapters are keyed by them."""
+"""Parameter names are a contract: checkpoints, optimizer states and adapters are keyed by them.
+
+Each family has a golden list in `golden/FAMILY.txt`: first the numbers it is built by, then every
+parameter's name in the order of the network.
+"""
+
+import json
+import re
+from pathlib import Path
 
 import pytest
 
 from stemma import api
 
-LLAMA_BLOCK = """
-attention_norm.weight
-attention.query.weight
-attention.key.weight
-attention.value.weight
-attention.output.weight
-mlp_norm.weight
-mlp.gate.weight
-mlp.up.weight
-mlp.down.weight
-"""
-GPT2_BLOCK = """
-attention_norm.weight
-attention_norm.bias
-attention.query.weight
-attention.query.bias
-attention.key.weight
-attention.key.bias
-attention.value.weight
-attention.value.bias
-attention.output.weight
-attention.output.bias
-mlp_norm.weight
-mlp_norm.bias
-mlp.up.weight
-mlp.up.bias
-mlp.down.weight
-mlp.down.bias
-"""
-OUTSIDE = {
-    "llama": ["embedding.weight", "norm.weight"],
-    "gpt2": ["embedding.weight", "position.weight", "norm.weight", "norm.bias"],
-}
-BLOCKS = {"llama": LLAMA_BLOCK, "gpt2": GPT2_BLOCK}
+GOLDEN = Path(__file__).parent / "golden"
+CONTRACT = [  # the forms that names may have, whatever the family
+    r"(embedding|source_embedding|position|segment|norm|embedding_norm|head)\.(weight|bias)",
+    r"blocks\.\d+\.(attention|cross_attention|mlp|moe|recurrence)(_post)?_norm\.(weight|bias)",
+    r"blocks\.\d+\.(attention|cross_attention)\.(query|key|value|output)\.(weight|bias)",
+    r"blocks\.\d+\.attention\.(query_norm|key_norm|beta)\.weight",
+    r"blocks\.\d+\.mlp\.(gate|up|down)\.(weight|bias)",
+    r"blocks\.\d+\.moe\.router\.weight",
+    r"blocks\.\d+\.moe\.experts\.(gate|up|down)",
+    r"blocks\.\d+\.recurrence(\.forwards|\.backwards)?\.(input|hidden)\.(weight|bias)",
+    r"blocks\.\d+\.recurrence\.(context|begin)\.(weight|bias)",
+    r"blocks\.\d+\.recurrence\.alignment\.(query|key|score)\.weight",
+    r"relative\.weight",
+    r"(pooler\.dense|pair_head|label_head|head\.dense|head\.norm|readout\.pair)\.(weight|bias)",
+]
+FORM = re.compile(rf"((encoder|decoder)\.)?({'|'.join(CONTRACT)})")
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("family", BLOCKS)
-def test_parameter_names_are_the_golden_list(family, tied):
-    model = api.build(family, width=8, depth=2, num_heads=2, vocab_size=11, context=16, tied=tied)
-    golden = [f"blocks.{i}.{name}" for i in range(2) for name in BLOCKS[family].split()]
-    golden += OUTSIDE[family] + ([] if tied else ["head.weight"])
-    assert sorted(name for name, _ in model.named_parameters()) == sorted(golden)
-    assert sorted(model.state_dict()) == sorted(golden)  # and nothing else is saved
+def golden(family):
+    """The numbers and the names of a family's list."""
+    numbers, *names = (GOLDEN / f"{family}.txt").read_text().splitlines()
+    return json.loads(numbers), names
 
 
-def test_every_family_has_a_golden_list():
-    assert sorted(BLOCKS) == api.families()
+@pytest.mark.parametrize("family", api.families())
+def test_parameter_names_are_the_golden_list(family):
+    numbers, names = golden(family)
+    model = api.sketch(family, **numbers)
+    assert [name for name, _ in model.named_parameters()] == names
+    assert sorted(model.state_dict()) == sorted(names)  # and nothing else is saved
+
+
+@pytest.mark.parametrize("family", api.families())
+def test_names_have_the_forms_of_the_contract(family):
+    for name in golden(family)[1]:
+        assert FORM.fullmatch(name), name
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "gemma3"])
+def test_a_tied_head_has_no_parameter_of_its_own(family):
+    numbers, names = golden(family)
+    tied = api.sketch(family, **{**numbers, "tied": True})
+    untied = api.sketch(family, **{**numbers, "tied": False})
+    rest = [name for name in names if name != "head.weight"]
+    assert [name for name, _ in tied.named_parameters()] == rest
+    assert [name for name, _ in untied.named_parameters()] == [*rest, "head.weight"]

@@ -11,11 +11,17 @@ from stemma.nn.context import Context, Visible
 from stemma.nn.mask import Causal
 from stemma.nn.mlp import GLU, MLP, gelu_tanh
 from stemma.nn.norm import layer_norm, rms_norm
-from stemma.nn.position import Rope
+from stemma.nn.position import NoPosition, Rope
 from stemma.nn.residual import PreNorm
 from stemma.nn.stack import Block
 
 CLOSE = {"rtol": 0, "atol": 1e-10}
+
+
+def plain_context():
+    """What the stack would hand to a layer without positions of its own."""
+    seen = {(Causal(), NoPosition()): Visible(causal=True)}
+    return Context(visible=seen, tables={(Causal(), NoPosition()): (None, None)})
 
 
 def drawn(*shape, seed=0):
@@ -100,7 +106,7 @@ def test_glu_and_mlp_equal_their_equations():
 def test_attention_equals_the_equation_head_by_head():
     """arXiv:1706.03762, equation 1, in loops over batch, head and query."""
     layer, x = Attention(12, 3, num_kv_heads=3, head_dim=4, bias=ALL_BIAS).double(), drawn(2, 5, 12)
-    context = Context(visible={Causal(): Visible(causal=True)})
+    context = plain_context()
     expected = torch.zeros(2, 5, 12, dtype=torch.float64)
     for b in range(2):
         query, key, value = layer.query(x[b]), layer.key(x[b]), layer.value(x[b])
@@ -153,7 +159,7 @@ def test_pre_norm_adds_each_layer_to_its_own_norm_and_hands_on_losses():
 
 def test_dropout_acts_in_training_only():
     layer, x = Attention(8, 2, num_kv_heads=2, head_dim=4, dropout=0.5).double(), drawn(1, 6, 8)
-    context = Context(visible={Causal(): Visible(causal=True)})
+    context = plain_context()
     assert not torch.equal(layer(x, context)[0], layer(x, context)[0])
     layer.eval()
     torch.testing.assert_close(layer(x, context)[0], layer(x, context)[0], rtol=0, atol=0)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from stemma.nn.cache import Cache, LayerCache
+from stemma.nn.cache import LayerCache, Slots
 from stemma.nn.context import Context
+from stemma.nn.mask import Causal, Window
 
 CLOSE = {"rtol": 0, "atol": 1e-9}
 CHUNKS = [(9,), (1,) * 9, (4, 5), (1, 8), (8, 1), (3, 1, 1, 4), (2, 3, 4)]
@@ -85,7 +86,7 @@ def test_an_even_batch_decodes_without_any_mask(build, tokens_of):
     model, seen = build("llama"), []
     attention = model.blocks[0].attention
     attention.register_forward_pre_hook(
-        lambda module, inputs: seen.append(inputs[1].visible[module.mask])
+        lambda module, inputs: seen.append(inputs[1].visible[module.mask, module.position])
     )
     cache = model.new_cache(5)
     model(tokens_of(2, 4), Context(caches=cache))
@@ -95,9 +96,11 @@ def test_an_even_batch_decodes_without_any_mask(build, tokens_of):
 
 def test_the_cache_gives_views_and_never_moves():
     """Allocated once: no copy of the past for a new token."""
-    layer = LayerCache(6)
-    new = torch.arange(2 * 1 * 2 * 3.0).reshape(2, 1, 2, 3)
+    slots = Slots(6, window=None)
+    layer, new = LayerCache(slots), torch.arange(2 * 1 * 2 * 3.0).reshape(2, 1, 2, 3)
+    slots.extend(torch.tensor([[0, 1]]), ragged=False)
     key, _ = layer.add(new, new)
+    slots.extend(torch.tensor([[2, 3]]), ragged=False)
     later_key, later_value = layer.add(new + 1, new + 2)
     assert later_key.data_ptr() == key.data_ptr()
     torch.testing.assert_close(later_key, torch.cat((new, new + 1), dim=2))
@@ -134,7 +137,59 @@ def test_more_tokens_than_learned_positions_are_refused(build, tokens_of):
         model(tokens_of(1, 1), Context(caches=cache))
 
 
-def test_an_empty_cache_has_no_length_and_may_be_selected():
-    cache = Cache(depth=2, capacity=3)
+def test_an_empty_cache_has_no_length_and_may_be_selected(build):
+    cache = build("llama").new_cache(3)
     cache.select(torch.tensor([0]))
-    assert (cache.length, len(cache.layers), cache.capacity) == (0, 2, 3)
+    assert (cache.length, len(cache.layers), cache.capacity, cache.nbytes) == (0, 2, 3, 0)
+
+
+def windowed(build, window, second=None):
+    """A model whose first layer sees a window, and the second another one, or everything."""
+    model = build("llama")
+    model.blocks[0].attention.mask = Window(window)
+    model.blocks[1].attention.mask = Window(second) if second else Causal()
+    return model
+
+
+@pytest.mark.parametrize("chunks", [(1,) * 60, (7, 1, 1, 1, 20, 1, 29), (60,), (59, 1)], ids=str)
+@pytest.mark.parametrize("windows", [(1, 3), (4, 4), (5, None), (17, 2), (90, 4)], ids=str)
+def test_a_window_of_the_cache_equals_the_window_of_the_mask(build, tokens_of, windows, chunks):
+    """Far past the window, in single steps and in chunks that are longer than it."""
+    model, tokens = windowed(build, *windows), tokens_of(2, 60)
+    cache = model.new_cache(60)
+    parts = [model(part, Context(caches=cache)) for part in tokens.split(chunks, dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens), **CLOSE)
+
+
+@pytest.mark.parametrize("left", [True, False], ids=["left", "right"])
+@pytest.mark.parametrize("windows", [(2, 5), (4, None)], ids=str)
+def test_a_window_counts_tokens_and_not_the_padding_between(build, tokens_of, windows, left):
+    """Rows of 1, 4 and 9 tokens, padded, then thirty more: each row equals itself alone."""
+    model, lengths, rows = windowed(build, *windows), (1, 4, 9), tokens_of(3, 39)
+    first = torch.zeros(3, 9, dtype=torch.long)
+    real = torch.zeros(3, 9, dtype=torch.bool)
+    for n, length in enumerate(lengths):
+        span = slice(9 - length, 9) if left else slice(0, length)
+        first[n, span], real[n, span] = rows[n, :length], True
+    cache = model.new_cache(39)
+    logits = model(first, Context(caches=cache, padding_BT=real))
+    found = [[logits[n, real[n]]] for n in range(3)]
+    for start in range(0, 30, 3):
+        positions = torch.tensor([[length + start + k for k in range(3)] for length in lengths])
+        tokens = rows.gather(1, positions)
+        logits = model(tokens, Context(caches=cache, positions_BT=positions))
+        for n in range(3):
+            found[n].append(logits[n])
+    for n, length in enumerate(lengths):
+        alone = model(rows[n : n + 1, : length + 30])[0]
+        torch.testing.assert_close(torch.cat(found[n]), alone, **CLOSE)
+
+
+def test_a_window_takes_the_same_memory_however_long_the_text(build, tokens_of):
+    model, sizes = windowed(build, 4, 6), []
+    cache = model.new_cache(400)
+    for _ in range(100):
+        model(tokens_of(1, 4), Context(caches=cache))
+        sizes.append(cache.nbytes)
+    assert max(sizes[50:]) == max(sizes[10:50])
+    assert max(sizes) < 0.2 * 400 * 2 * 2 * 2 * 6 * 8  # slots, layers, key and value, heads, width

@@ -1,5 +1,6 @@
 """Masks: values that agree with a loop over positions, alone and combined."""
 
+from bisect import bisect
 from dataclasses import dataclass, replace
 
 import pytest
@@ -7,8 +8,8 @@ import torch
 from torch.nn.attention.flex_attention import create_mask
 
 from stemma.nn.context import Context
-from stemma.nn.mask import Both, Causal, Full, Mask, mask_mod
-from stemma.nn.stack import look
+from stemma.nn.mask import Both, Causal, Documents, Full, Mask, Prefix, Window, mask_mod
+from stemma.nn.sight import look
 
 CLOSE = {"rtol": 0, "atol": 1e-9}
 
@@ -18,6 +19,7 @@ class Near:
     """A mask of these tests' own: keys at most `reach` positions away."""
 
     reach: int
+    window = None
 
     def __call__(self, query, key):
         return (query - key).abs() <= self.reach
@@ -32,6 +34,13 @@ RULES: list[tuple[Mask, object]] = [
     (Causal() & Near(2), lambda q, k: k <= q <= k + 2),
     (Near(3) & Causal() & Full(), lambda q, k: q >= 0 and k >= 0 and k <= q <= k + 3),
     (Full() & (Causal() & Near(1)), lambda q, k: k >= 0 and k <= q <= k + 1),
+    (Window(1), lambda q, k: k == q),
+    (Window(3), lambda q, k: k in (q, q - 1, q - 2)),
+    (Full() & Window(2), lambda q, k: q >= 0 and k >= 0 and k in (q, q - 1)),
+    (Prefix(0), lambda q, k: k <= q),
+    (Prefix(3), lambda q, k: k <= q or k < 3),
+    (Documents((0, 2, 3)), lambda q, k: bisect((0, 2, 3), q) == bisect((0, 2, 3), k)),
+    (Causal() & Documents((0, 2)), lambda q, k: k <= q and bisect((0, 2), q) == bisect((0, 2), k)),
 ]
 POSITIONS = torch.tensor([[-1, 0, 1, 2, 3, 4], [0, 1, -1, 0, 1, 2]])
 
@@ -76,7 +85,7 @@ def test_masks_are_compared_by_value():
 def test_visibility_equals_the_loop(mask, rule, context):
     """What the kernel gets is the mask, no padding (position -1) and one document, exactly."""
     positions = POSITIONS if context.positions_BT is not None else torch.arange(6).expand(2, 6)
-    visible = look(mask, positions, positions, context)
+    visible = look(mask, None, positions, positions, context)
     ids = context.document_ids_BT
     for b in range(2):
         for t, query in enumerate(positions[b].tolist()):
@@ -84,8 +93,35 @@ def test_visibility_equals_the_loop(mask, rule, context):
                 expected = rule(query, key) and key >= 0
                 if ids is not None:
                     expected = expected and bool(ids[b, t] == ids[b, s])
-                found = s <= t if visible.causal else visible.mask[b, 0, t, s]
+                found = s <= t if visible.causal else True
+                if visible.mask is not None:
+                    found = visible.mask[b, 0, t, s]
                 assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("mask", "window"),
+    [
+        (Causal(), None),
+        (Window(4), 4),
+        (Window(4) & Window(2), 2),
+        (Causal() & Window(3), 3),
+        (Prefix(2) & Causal(), None),
+    ],
+    ids=repr,
+)
+def test_a_mask_says_how_far_back_it_reaches(mask, window):
+    """The law behind caches that keep no more: nothing at or beyond the window is ever seen."""
+    assert mask.window == window
+    places = torch.arange(9)
+    if window is not None:
+        seen = mask(places[:, None], places[None])
+        assert not seen[places[:, None] - places[None] >= window].any()
+
+
+def test_a_window_that_shows_nothing_is_refused():
+    with pytest.raises(ValueError, match="window of 0 positions shows nothing"):
+        Window(0)
 
 
 def test_a_model_obeys_the_mask_it_is_given(build, tokens_of):

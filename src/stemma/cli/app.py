@@ -72,7 +72,16 @@ def chosen(**given: Any) -> dict[str, Any]:
 
 
 def loaded(model: str, device: str) -> tuple[Any, Any]:
-    """A model and its tokenizer, without which nothing can be said."""
+    """A model that goes on from a text, and its tokenizer, without which nothing can be said."""
+    from stemma import api
+
+    network, tokenizer = with_tokenizer(model, device)
+    api.require_writer(network)
+    return network, tokenizer
+
+
+def with_tokenizer(model: str, device: str) -> tuple[Any, Any]:
+    """A model of any kind and its tokenizer."""
     from stemma import api
     from stemma.core.device import pick
 

@@ -25,6 +25,7 @@ from stemma.cli.app import (
     put,
     template_of,
     utf8_text,
+    with_tokenizer,
 )
 from stemma.core import progress, signals
 from stemma.core.errors import UsageError, printable
@@ -105,7 +106,11 @@ def answer_prompt(
     from stemma.infer.generate import generate as write
     from stemma.infer.generate import stream
 
-    network, tokenizer = loaded(model, device)
+    network, tokenizer = with_tokenizer(model, device)
+    if api.does(network.config.family) == "translate":
+        translate_prompt(network, tokenizer, text, given, as_json)
+        return
+    api.require_writer(network)
     sampling = api.sampling(network, **given)
     renderer, end_ids = template_of(model, network, tokenizer, raw=raw, system=system)
     messages = [] if system is None else [{"role": "system", "content": system}]
@@ -123,6 +128,38 @@ def answer_prompt(
         sys.stdout.write(shown(piece.text))
         sys.stdout.flush()
     print()
+
+
+def translate_prompt(
+    network: Any, tokenizer: Any, text: str, given: dict[str, Any], as_json: bool
+) -> None:
+    """Translate one text by beam search; `--temperature 0` asks for one beam."""
+    from stemma.infer.translate import BeamSearch, hypotheses
+
+    greedy = given.pop("temperature", None)
+    limit = given.pop("max_new_tokens", None)
+    if given or greedy not in (None, 0):
+        name = f"--{next(iter(given), 'temperature').replace('_', '-')}"
+        what = f"{name} has no meaning for a model that translates by beam search"
+        raise UsageError(what, fix="leave it out, or use --temperature 0 for one beam")
+    search = BeamSearch(
+        **({"beams": 1} if greedy == 0 else {}), **({"max_new_tokens": limit} if limit else {})
+    )
+    made = hypotheses(network, tokenizer, [text], search)[0]
+    said = tokenizer.decode(made.token_ids).strip()
+    if as_json:
+        put(
+            {
+                "text": said,
+                "token_ids": made.token_ids,
+                "finish_reason": "stop" if made.ended else "length",
+                "prompt_tokens": len(tokenizer.encode(text)) + 1,
+                "completion_tokens": len(made.token_ids) + made.ended,
+                "seed": None,
+            }
+        )
+        return
+    print(for_terminal(said) if sys.stdout.isatty() else said)
 
 
 def answer_file(

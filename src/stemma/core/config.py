@@ -16,9 +16,14 @@ class StrictModel(BaseModel):
 
 
 def multiple(name: str, value: int, of_name: str, of: int) -> None:
-    """Refuse a number that another does not divide, naming both: for use in validators."""
+    """Refuse a number that another does not divide, with the nearest that it does: in validators.
+
+    >>> multiple("width", 64, "num_heads", 4)
+    """
     if value % of:
-        raise ValueError(f"{name} ({value}) must be a multiple of {of_name} ({of})")
+        below = value // of * of
+        near = f"{below} or {below + of}" if below else str(of)
+        raise ValueError(f"{name} ({value}) must be a multiple of {of_name} ({of}), such as {near}")
 
 
 class Complaint(NamedTuple):

@@ -10,6 +10,7 @@ from types import ModuleType
 from stemma.core.errors import ResourceError, nearest
 
 MODULES = {
+    "eval": "sacrebleu",
     "report": "matplotlib",
     "serve": "uvicorn",
 }  # extra -> the module that proves it is installed

@@ -79,9 +79,12 @@ def build_batch(store: TokenStore, plan: Plan, samples_B: Integers, *, padding: 
 
 @dataclass(frozen=True)
 class Order:
-    """The endless run over a plan: which samples each step takes, epoch after epoch."""
+    """The endless run over a plan: which samples each step takes, epoch after epoch.
 
-    plan: Plan
+    Of the plan only `num_samples` is asked.
+    """
+
+    plan: Any
     seed: int
     batch_size: int
 

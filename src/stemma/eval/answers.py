@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from stemma.core.errors import DataError
-from stemma.data.batches import Batch
 from stemma.eval.statistics import Interval
 from stemma.infer.generate import Generation
 from stemma.nn.mode import evaluating
@@ -29,7 +28,7 @@ class AnswerLoss:
 
 @torch.inference_mode()
 def answer_loss(
-    model: Any, batches: Iterable[Batch], loss_sum: Callable[[nn.Module, Batch], Tensor]
+    model: Any, batches: Iterable[Any], loss_sum: Callable[[nn.Module, Any], Tensor]
 ) -> AnswerLoss:
     """The mean over all counted tokens of all batches. Raises DataError where none counts."""
     total, tokens = 0.0, 0

@@ -8,7 +8,7 @@ place and renamed, so it is there whole or not at all. What is written loads in 
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -22,10 +22,18 @@ from stemma.core.files import resource_error, sync_folder, write_json, write_tex
 from stemma.data.tokenizer import SPECIALS, Tokenizer
 from stemma.interop.foreign_config import read_config, refuse_code, write_config
 from stemma.interop.json_file import read_object, read_words
-from stemma.interop.tables import tables
+from stemma.interop.native import read_by, written_by
 from stemma.interop.tensors import read_header, write_tensors
 from stemma.interop.tokenizer_json import build_tokenizer
-from stemma.interop.weights import SINGLE, expected_shapes, listing, map_weights, take, weight_files
+from stemma.interop.weights import (
+    SINGLE,
+    expected_shapes,
+    fitted,
+    listing,
+    map_weights,
+    take,
+    weight_files,
+)
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +53,7 @@ class ForeignModel:
 
     `numbers` are the fields of the family's config; `state` has every parameter by our name, in
     memory of its own; `generation` is `generation_config.json` as it stands, and without one
-    the end tokens that `config.json` names.
+    the end tokens that `config.json` names; `labels` are what a classifier's labels are called.
     """
 
     family: str
@@ -53,6 +61,7 @@ class ForeignModel:
     state: dict[str, Tensor]
     tokenizer: Tokenizer | None
     generation: dict[str, Any]
+    labels: tuple[str, ...] = ()
 
 
 def read_folder(folder: Path, *, dtype: torch.dtype = torch.float32) -> ForeignModel:
@@ -65,13 +74,15 @@ def read_folder(folder: Path, *, dtype: torch.dtype = torch.float32) -> ForeignM
     family, config = read_config(foreign, folder / CONFIG)
     tokenizer = _fitting_tokenizer(folder, config)
     weights = map_weights(folder)
-    table = tables()[family]
+    table = read_by(foreign, family)
+    config = fitted(table, config, weights.keys())
     state = take(weights, table=table, config=config, dtype=dtype, place=folder)
     generation = read_generation(folder, foreign)
     if tokenizer is not None and tokenizer.eos_id is None and not generation.get("eos_token_id"):
         where = folder / TOKENIZER_CONFIG
         log.warning("%s names no eos_token: a text ends by its length alone", where)
-    return ForeignModel(family, config.model_dump(), state, tokenizer, generation)
+    labels = read_labels(foreign, getattr(config, "num_labels", 0))
+    return ForeignModel(config.family, config.model_dump(), state, tokenizer, generation, labels)
 
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:
@@ -114,14 +125,18 @@ def _fitting_tokenizer(folder: Path, config: Any) -> Tokenizer | None:
 def describe(folder: Path) -> dict[str, Any]:
     """Facts about a model folder from its JSON and the headers of its tensor files."""
     folder = Path(folder)
-    family, config = read_config(read_object(folder / CONFIG), folder / CONFIG)
+    foreign = read_object(folder / CONFIG)
+    family, config = read_config(foreign, folder / CONFIG)
     tokenizer = _fitting_tokenizer(folder, config)
     files = weight_files(folder)
-    stored = {str(t.dtype)[6:] for path in files for t in read_header(path).values()}
-    shapes = expected_shapes(tables()[family], config, folder)
+    headers = {name: t for path in files for name, t in read_header(path).items()}
+    stored = {str(tensor.dtype)[6:] for tensor in headers.values()}
+    table = read_by(foreign, family)
+    config = fitted(table, config, headers.keys())
+    shapes = expected_shapes(table, config, folder)
     return {
         "folder": str(folder),
-        "family": family,
+        "family": config.family,
         "parameters": sum(map(prod, shapes.values())),
         "bytes": sum(path.stat().st_size for path in files),
         "dtype": ", ".join(sorted(stored)),
@@ -142,12 +157,28 @@ def read_generation(folder: Path, foreign: Mapping[str, Any]) -> dict[str, Any]:
     return {} if named is None else {"eos_token_id": named}
 
 
+def read_labels(foreign: Mapping[str, Any], count: int) -> tuple[str, ...]:
+    """The names of a classifier's labels in their order; none where they do not all have one."""
+    named = foreign.get("id2label")
+    found = [named.get(str(n)) for n in range(count)] if isinstance(named, dict) else []
+    return tuple(name for name in found if isinstance(name, str) and None not in found)
+
+
+def written_labels(labels: Sequence[str]) -> dict[str, Any]:
+    """What `config.json` says of the names of labels; nothing where there are none."""
+    if not labels:
+        return {}
+    named = {str(number): name for number, name in enumerate(labels)}
+    return {"id2label": named, "label2id": {name: int(n) for n, name in named.items()}}
+
+
 def write_folder(
     folder: Path,
     config: Any,
     state: Mapping[str, Tensor],
     tokenizer: Tokenizer | None,
     generation: Mapping[str, Any] | None = None,
+    labels: Sequence[str] = (),
     *,
     overwrite: bool = False,
 ) -> None:
@@ -165,7 +196,8 @@ def write_folder(
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        write_json(partial / CONFIG, write_config(config, dtype=dtype, special_ids=ids))
+        told = write_config(config, dtype=dtype, special_ids=ids) | written_labels(labels)
+        write_json(partial / CONFIG, told)
         write_tensors(partial / SINGLE, weights, {"format": "pt"})
         write_json(partial / GENERATION, {**(generation or {}), **_kept_ids(ids, generation or {})})
         for name, text in (tokenizer.files() if tokenizer else {}).items():
@@ -194,10 +226,7 @@ def _require_room(folder: Path, *, overwrite: bool) -> None:
 
 def _foreign_state(config: Any, state: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
     """The tensors as the file names them, after ours were checked against the config."""
-    table = tables().get(config.family)
-    if table is None:
-        fix = f"known: {', '.join(tables())}"
-        raise UsageError(f"{config.family} has no Hugging Face form", place=folder, fix=fix)
+    table = written_by(config)
     shapes = expected_shapes(table, config, folder)
     if wrong := sorted(shapes.keys() ^ state.keys()):
         what = f"state does not fit the config: {listing(wrong)}"

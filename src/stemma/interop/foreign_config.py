@@ -6,14 +6,15 @@ are let pass, those that no list here knows with a line in the log.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from stemma.core.config import complaint
-from stemma.core.errors import ModelError
+from stemma.core.errors import ModelError, closest, nearest
+from stemma.interop.native import MODEL_TYPE_OF_OURS, native_families, read_by, written_by
 from stemma.interop.tables import tables
 
 log = logging.getLogger(__name__)
@@ -34,9 +35,16 @@ HARMLESS = frozenset(
 )
 
 
-def refuse_code(foreign: Mapping[str, Any], path: Path) -> None:
-    """Raise ModelError, naming the key, where a file wants code from the folder to run."""
+def refuse_code(foreign: Mapping[str, Any], path: Path, *, replaced: Collection[str] = ()) -> None:
+    """Raise ModelError, naming the key, where a file wants code from the folder to run.
+
+    `replaced` names classes as `MODULE.CLASS` that a network of ours computes in their place:
+    where `auto_map` asks for nothing else it passes, and that code is not run either.
+    """
     for key in RUNS_CODE:
+        if key == "auto_map" and _all_replaced(foreign.get(key), replaced):
+            log.info("%s: the folder's own code is not run; ours computes the same", path)
+            continue
         if foreign.get(key):
             raise ModelError(
                 "asks for code that lies with the model, which is never run",
@@ -45,25 +53,53 @@ def refuse_code(foreign: Mapping[str, Any], path: Path) -> None:
             )
 
 
+def _all_replaced(auto_map: Any, replaced: Collection[str]) -> bool:
+    """Whether every class that is asked for is known; names may begin with `REPOSITORY--`."""
+    names = list(auto_map.values()) if isinstance(auto_map, dict) else []
+    plain = [name.rpartition("--")[2] if isinstance(name, str) else "" for name in names]
+    return bool(names) and all(name in replaced for name in plain)
+
+
+def _replaced_by_ours(foreign: Mapping[str, Any]) -> Collection[str]:
+    """What the family that `model_type` names lists as `REPLACED_CODE`, if it does."""
+    found = [t for t in tables().values() if foreign.get("model_type") == t.MODEL_TYPE]
+    return getattr(found[0], "REPLACED_CODE", ()) if found else ()
+
+
 def find_family(foreign: Mapping[str, Any], path: Path) -> str:
     """The family whose table fits `model_type` and `architectures`; ModelError where none does."""
     known = {table.MODEL_TYPE: name for name, table in tables().items()}
     model_type = foreign.get("model_type")
+    if model_type == MODEL_TYPE_OF_OURS:
+        return _own_family(foreign, path)
     if not isinstance(model_type, str) or model_type not in known:
+        # a near name must be very near: mamba is no misspelling of llama
+        near = closest(str(model_type), known, likeness=0.75)
         raise ModelError(
             f"unknown model type {model_type!r}",
             place=f"{path}: model_type",
-            fix=f"known: {', '.join(sorted(known))}",
+            fix=f"did you mean {near[0]}" if near else f"known: {', '.join(sorted(known))}",
         )
     family = known[model_type]
-    wanted = tables()[family].ARCHITECTURE
-    if foreign.get("architectures") not in (None, [wanted]):
+    table = tables()[family]
+    wanted = getattr(table, "ARCHITECTURES", (table.ARCHITECTURE,))
+    if foreign.get("architectures") not in (None, *([name] for name in wanted)):
+        named = " or ".join(map(repr, wanted))
         raise ModelError(
-            f"found architecture {foreign['architectures']}, wanted {wanted!r}",
+            f"found architecture {foreign['architectures']}, wanted {named}",
             place=f"{path}: architectures",
-            fix="give a checkpoint of the causal language model",
+            fix=f"give a checkpoint of {named}",
         )
     return family
+
+
+def _own_family(foreign: Mapping[str, Any], path: Path) -> str:
+    """The family that a folder of ours names; ModelError for one that is not known."""
+    family, known = foreign.get("family"), native_families()
+    if family not in known:
+        what, fix = f"unknown family {family!r}", nearest(str(family), known)
+        raise ModelError(what, place=f"{path}: family", fix=fix)
+    return str(family)
 
 
 def read_config(foreign: Mapping[str, Any], path: Path) -> tuple[str, Any]:
@@ -71,9 +107,9 @@ def read_config(foreign: Mapping[str, Any], path: Path) -> tuple[str, Any]:
 
     Raises ModelError that names the key for anything we cannot compute exactly.
     """
-    refuse_code(foreign, path)
+    refuse_code(foreign, path, replaced=_replaced_by_ours(foreign))
     family = find_family(foreign, path)
-    table = tables()[family]
+    table = read_by(foreign, family)
     for key, allowed in {**FIXED, **table.FIXED}.items():
         if key in foreign and foreign[key] not in allowed:
             raise ModelError(
@@ -112,7 +148,7 @@ def _refused(error: ValidationError, table: Any, path: Path) -> ModelError:
 
 def write_config(config: Any, *, dtype: str, special_ids: Mapping[str, Any]) -> dict[str, Any]:
     """The `config.json` of one of our configs, for transformers 4 and 5 alike."""
-    table = tables()[config.family]
+    table = written_by(config)
     foreign = {
         "architectures": [table.ARCHITECTURE],
         "model_type": table.MODEL_TYPE,

@@ -28,31 +28,50 @@ class Entry:
     """One foreign tensor and those of ours that it holds.
 
     Several of ours stand one after the other on their first axis (GPT-2 stores query, key and
-    value as one matrix). `transposed` is for matrices stored as (input, output). `keys` names the
-    config key behind each axis of the foreign tensor, so a wrong shape can be explained.
+    value as one matrix); where `heads` is given they alternate head by head, as in BLOOM and
+    GPT-NeoX. `transposed` is for matrices stored as (input, output). `part` is for one expert of
+    several: the foreign tensor is that element of ours on its first axis. `row` is for a vector
+    that is stored as a matrix of one row. `keys` names the config key behind each axis of the
+    foreign tensor, so a wrong shape can be explained.
     """
 
     theirs: str
     ours: tuple[str, ...]
     keys: tuple[str, ...]
     transposed: bool = False
+    heads: int = 1
+    part: int | None = None
+    row: bool = False
 
     def shape(self, shapes: Mapping[str, Shape]) -> Shape:
         """The shape of the foreign tensor, from those of ours."""
+        if self.part is not None:
+            return shapes[self.ours[0]][1:]
+        if self.row:
+            return (1, *shapes[self.ours[0]])
         rows = sum(shapes[name][0] for name in self.ours)
         stacked = (rows, *shapes[self.ours[0]][1:])
         return stacked[::-1] if self.transposed else stacked
 
     def read(self, tensor: Tensor, shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
-        """Ours by name, as views of the foreign tensor."""
+        """Ours by name, as views of the foreign tensor: whole, or the one part that it is."""
+        if self.part is not None:
+            return {self.ours[0]: tensor}
+        if self.row:
+            return {self.ours[0]: tensor[0]}
         stacked = tensor.T if self.transposed else tensor
-        parts = torch.split(stacked, [shapes[name][0] for name in self.ours])
-        return dict(zip(self.ours, parts, strict=True))
+        by_head = torch.unflatten(stacked, 0, (self.heads, -1))
+        parts = torch.split(by_head, [shapes[name][0] // self.heads for name in self.ours], dim=1)
+        return dict(zip(self.ours, (part.flatten(0, 1) for part in parts), strict=True))
 
     def write(self, state: Mapping[str, Tensor]) -> Tensor:
         """The foreign tensor from ours."""
-        parts = [state[name] for name in self.ours]
-        stacked = torch.cat(parts) if len(parts) > 1 else parts[0]
+        if self.part is not None:
+            return state[self.ours[0]][self.part].clone()  # a file holds no two that share memory
+        if self.row:
+            return state[self.ours[0]][None]
+        parts = [torch.unflatten(state[name], 0, (self.heads, -1)) for name in self.ours]
+        stacked = (torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]).flatten(0, 1)
         return stacked.T.contiguous() if self.transposed else stacked
 
 
@@ -75,6 +94,11 @@ class Table(Protocol):
         PREFIX: what old files leave out before every name but the head's; "" where nothing is.
         HEAD, EMBEDDING: foreign names of the two tensors that may be tied.
         IGNORED: a regular expression of foreign tensors that are no parameters.
+
+    A table may also define `ARCHITECTURES`, where a family has several; `RENAMED`, regular
+    expressions of old names with what takes their place; `fit(config, names)`, the config after
+    the file's tensor names had their say; `copies(config)`, pairs of a tensor that a file may say
+    again and its original; `expresses(config)`, false where only our own form can say it.
     """
 
     MODEL_TYPE: str

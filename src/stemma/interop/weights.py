@@ -6,7 +6,8 @@ or vanish afterwards.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from os.path import commonprefix
 from pathlib import Path
 from typing import Any
@@ -88,11 +89,10 @@ def take(
     place: Path,
 ) -> dict[str, Tensor]:
     """The parameters of ours, as fresh memory in `dtype`; every foreign tensor must be used."""
-    if config.depth > len(tensors):  # before a list as long as a lying config is made
-        what = f"config.json says {config.depth} blocks, the files hold {len(tensors)} tensors"
-        raise ModelError(what, place=place, fix=DAMAGED)
+    _check_length(tensors, table, config, place)
     shapes = expected_shapes(table, config, place)
-    tensors = _tied_head(_named(tensors, table), table, config, place)
+    tensors = _without_copies(_named(tensors, table), table, config, place)
+    tensors = _tied_head(tensors, table, config, place)
     entries = list(table.entries(config))
     _account(tensors, entries, table, place)
     state: dict[str, Tensor] = {}
@@ -100,10 +100,32 @@ def take(
         tensor = tensors[entry.theirs]
         _check_tensor(tensor, entry, shapes, place)
         for name, part in entry.read(tensor, shapes).items():
-            state[name] = torch.empty(part.shape, dtype=dtype).copy_(part)
-            if bad_values(state[name]):
-                _refuse_values(tensor, state[name], f"{place}: {entry.theirs}")
+            if name not in state:
+                state[name] = torch.empty(shapes[name], dtype=dtype)
+            ours = state[name] if entry.part is None else state[name][entry.part]
+            if bad_values(ours.copy_(part)):
+                _refuse_values(tensor, ours, f"{place}: {entry.theirs}")
     return state
+
+
+def fitted(table: Any, config: Any, names: Iterable[str]) -> Any:
+    """The config after the file's names had their say: some families keep parts in some files.
+
+    A table that has no function `fit` leaves everything to `config.json`.
+    """
+    fit = getattr(table, "fit", None)
+    return config if fit is None else fit(config, frozenset(names))
+
+
+def _check_length(tensors: Mapping[str, Tensor], table: Any, config: Any, place: Path) -> None:
+    """Refuse a config that lies about its length, before a network or a list as long is made."""
+    depth, room = max(config.depth, getattr(config, "encoder_depth", 0)), len(tensors)
+    if depth <= room and sum(1 for _ in islice(table.entries(config), 9 * room)) < 9 * room:
+        return
+    experts = getattr(config, "num_experts", 1)
+    said = f"{depth} blocks" + (f" of {experts} experts" if experts > 1 else "")
+    what = f"config.json says {said}, the files hold {room} tensors"
+    raise ModelError(what, place=place, fix=DAMAGED)
 
 
 def expected_shapes(table: Any, config: Any, place: object) -> dict[str, Shape]:
@@ -118,17 +140,40 @@ def expected_shapes(table: Any, config: Any, place: object) -> dict[str, Shape]:
 
 
 def _named(tensors: Mapping[str, Tensor], table: Any) -> dict[str, Tensor]:
-    """Give old files their prefix, and drop what is no parameter."""
+    """Give old files their prefix and today's names, and drop what is no parameter."""
     prefixed = any(name.startswith(table.PREFIX) for name in tensors)
     names = {n: n if prefixed or n == table.HEAD else table.PREFIX + n for n in tensors}
+    for old, new in getattr(table, "RENAMED", {}).items():
+        names = {n: re.sub(old, new, name) for n, name in names.items()}
     ignored = re.compile(table.IGNORED)
     return {new: tensors[old] for old, new in names.items() if not ignored.fullmatch(new)}
+
+
+def _without_copies(
+    tensors: dict[str, Tensor], table: Any, config: Any, place: Path
+) -> dict[str, Tensor]:
+    """Drop what a file says twice; a copy must be equal, and stands for an original not there.
+
+    A table says it with a function `copies`: (copy, original) names, in order, the original None
+    for a tensor that no equation reads.
+    """
+    tensors = dict(tensors)
+    for copy, original in table.copies(config) if hasattr(table, "copies") else ():
+        tensor = tensors.pop(copy, None)
+        if tensor is None or original is None:
+            continue
+        if not torch.equal(tensor, tensors.setdefault(original, tensor)):
+            what = f"{copy} differs from {original}, but config.json says that they are shared"
+            raise ModelError(what, place=place, fix=DAMAGED)
+    return tensors
 
 
 def _tied_head(
     tensors: dict[str, Tensor], table: Any, config: Any, place: Path
 ) -> dict[str, Tensor]:
     """The config alone decides whether the head is tied; the file must not contradict it."""
+    if not table.HEAD:  # a folder of ours holds what the network has, and nothing twice
+        return tensors
     head = tensors.get(table.HEAD)
     key = table.KEYS["tied"][0]
     if not config.tied:

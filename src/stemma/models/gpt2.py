@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from stemma.core.config import StrictModel, multiple
 from stemma.nn.attention import ALL_BIAS, Attention
+from stemma.nn.embedding import LearnedPositions
 from stemma.nn.mlp import MLP, gelu_tanh
 from stemma.nn.norm import layer_norm
 from stemma.nn.residual import PreNorm
@@ -74,7 +75,7 @@ def build(config: GPT2Config) -> LanguageModel:
         c,
         [block() for _ in range(c.depth)],
         norm=layer_norm(c.norm_eps),
-        learned_positions=c.context,
+        position=LearnedPositions(c.context, c.width),
         tied=c.tied,
         dropout=c.dropout,
     )

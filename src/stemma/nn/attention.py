@@ -1,19 +1,26 @@
 """Softmax attention: one module for multi-head, grouped and multi-query, told apart by numbers.
 
 Axes: B batch, T queries, S keys, H heads, G key-value heads (G divides H), D width of one head,
-C model width
+C model width, M memory (source) tokens
 """
+
+from collections.abc import Mapping
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stemma.nn.cache import LayerCache, Slots, TensorState
 from stemma.nn.context import Context, Visible
+from stemma.nn.flex import attend_blocks
 from stemma.nn.mask import Causal, Mask
-from stemma.nn.position import Rope
+from stemma.nn.norm import Norm
+from stemma.nn.position import NoPosition, Position
 from stemma.nn.residual import Losses
 
-NO_BIAS = (False, False, False, False)  # query, key, value, output
-ALL_BIAS = (True, True, True, True)
+Biases = tuple[bool, bool, bool, bool]  # query, key, value, output
+NO_BIAS: Biases = (False, False, False, False)
+QKV_BIAS: Biases = (True, True, True, False)
+ALL_BIAS: Biases = (True, True, True, True)
 
 
 def attend(
@@ -23,24 +30,36 @@ def attend(
     visible: Visible,
     *,
     dropout: float = 0.0,
+    scale: float | None = None,
 ) -> Tensor:
-    """Scaled dot-product attention, arXiv:1706.03762, equation 1.
+    """Scaled dot-product attention, arXiv:1706.03762, equation 1; `scale` is D^-0.5 if None.
 
     A query that sees no key (padding) gives zeros, not NaN.
     """
+    if visible.block is not None and not dropout:
+        return attend_blocks(query_BHTD, key_BGSD, value_BGSD, visible.block, scale=scale)
+    mask = visible.mask
+    if mask is not None and mask.is_floating_point():
+        mask = mask.to(query_BHTD.dtype)
     return F.scaled_dot_product_attention(
         query_BHTD,
         key_BGSD,
         value_BGSD,
-        attn_mask=visible.mask,
+        attn_mask=mask,
         is_causal=visible.causal,
         dropout_p=dropout,
+        scale=scale,
         enable_gqa=query_BHTD.shape[1] != key_BGSD.shape[1],
     )
 
 
 class Attention(nn.Module):
-    """Self attention over the stream; keys and values are kept in the layer's cache, if any."""
+    """Self attention over the stream; keys and values are kept in the layer's cache, if any.
+
+    `qk_norm` normalises each head's queries and keys before they turn, arXiv:2010.04245. `scale`
+    multiplies the scores instead of D^-0.5. `first_head` is where this module's heads stand among
+    all, for positions with a number a head; a tensor-parallel plan sets it from outside.
+    """
 
     def __init__(
         self,
@@ -50,17 +69,26 @@ class Attention(nn.Module):
         num_kv_heads: int,
         head_dim: int,
         mask: Mask = Causal(),  # noqa: B008  (a frozen value)
-        position: Rope | None = None,
-        bias: tuple[bool, bool, bool, bool] = NO_BIAS,
+        position: Position = NoPosition(),  # noqa: B008  (a frozen value)
+        bias: Biases = NO_BIAS,
         dropout: float = 0.0,
+        scale: float | None = None,
+        qk_norm: Norm | None = None,
     ) -> None:
         super().__init__()
-        self.head_dim, self.mask, self.position = head_dim, mask, position
+        self.head_dim, self.mask, self.position, self.scale = head_dim, mask, position, scale
+        self.first_head = 0
         self.query = nn.Linear(width, num_heads * head_dim, bias=bias[0])
         self.key = nn.Linear(width, num_kv_heads * head_dim, bias=bias[1])
         self.value = nn.Linear(width, num_kv_heads * head_dim, bias=bias[2])
         self.output = nn.Linear(num_heads * head_dim, width, bias=bias[3])
+        self.query_norm = qk_norm(head_dim) if qk_norm else nn.Identity()
+        self.key_norm = qk_norm(head_dim) if qk_norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
+
+    def new_state(self, slots: Mapping[int | None, Slots]) -> LayerCache:
+        """An empty cache for this layer; `slots` has those of its window."""
+        return LayerCache(slots[self.mask.window])
 
     def forward(self, x_BTC: Tensor, context: Context) -> tuple[Tensor, Losses]:
         # heads are unflattened by their width: tensor parallel then needs no change here
@@ -68,12 +96,75 @@ class Attention(nn.Module):
             projection(x_BTC).unflatten(-1, (-1, self.head_dim))
             for projection in (self.query, self.key, self.value)
         )
-        if self.position is not None:
-            table = context.tables[self.position]
-            query, key = self.position.rotate(query, table), self.position.rotate(key, table)
+        position, tables = self.position, context.tables[self.mask, self.position]
+        query_table, key_table = tables
+        query = position.rotate(self.query_norm(query), query_table)
+        key = self.key_norm(key)
+        if not position.late:
+            key = position.rotate(key, key_table)
         query, key, value = (t.transpose(1, 2) for t in (query, key, value))
-        if context.cache is not None:
+        if isinstance(context.cache, LayerCache):
             key, value = context.cache.add(key, value)
+        if position.late:
+            key = position.rotate(key.transpose(1, 2), key_table).transpose(1, 2)
         dropout = self.dropout.p if self.training else 0.0
-        mixed_BHTD = attend(query, key, value, context.visible[self.mask], dropout=dropout)
+        visible = context.visible[self.mask, position].heads(self.first_head, query.shape[1])
+        mixed_BHTD = attend(query, key, value, visible, dropout=dropout, scale=self.scale)
         return self.dropout(self.output(mixed_BHTD.transpose(1, 2).flatten(-2))), {}
+
+
+class CrossAttention(nn.Module):
+    """Attention from the stream to the encoder's output, arXiv:1706.03762, section 3.2.3.
+
+    The memory's keys and values are computed at the first pass and kept, if there is a cache.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        *,
+        head_dim: int,
+        bias: Biases = NO_BIAS,
+        dropout: float = 0.0,
+        scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.head_dim, self.scale = head_dim, scale
+        inner = num_heads * head_dim
+        self.query = nn.Linear(width, inner, bias=bias[0])
+        self.key = nn.Linear(width, inner, bias=bias[1])
+        self.value = nn.Linear(width, inner, bias=bias[2])
+        self.output = nn.Linear(inner, width, bias=bias[3])
+        self.dropout = nn.Dropout(dropout)
+
+    def new_state(self, slots: Mapping[int | None, Slots]) -> TensorState:
+        """Room for the memory's keys and values."""
+        return TensorState()
+
+    def forward(self, x_BTC: Tensor, context: Context) -> tuple[Tensor, Losses]:
+        query_BHTD = self._heads(self.query(x_BTC))
+        key_BHMD, value_BHMD = self._memory(context)
+        dropout = self.dropout.p if self.training else 0.0
+        real_BM = context.memory_padding_BM
+        visible = Visible(mask=None if real_BM is None else real_BM[:, None, None, :])
+        mixed_BHTD = attend(
+            query_BHTD, key_BHMD, value_BHMD, visible, dropout=dropout, scale=self.scale
+        )
+        return self.dropout(self.output(mixed_BHTD.transpose(1, 2).flatten(-2))), {}
+
+    def _memory(self, context: Context) -> tuple[Tensor, Tensor]:
+        """Keys and values of the memory, (B, H, M, D) each."""
+        state = context.cache if isinstance(context.cache, TensorState) else TensorState()
+        key, value = state.get("key"), state.get("value")
+        if key is None or value is None:
+            if context.memory_BMC is None:
+                raise ValueError("cross attention needs a memory: encode the source first")
+            key = self._heads(self.key(context.memory_BMC))
+            value = self._heads(self.value(context.memory_BMC))
+            state.put(key=key, value=value)
+        return key, value
+
+    def _heads(self, x_BTC: Tensor) -> Tensor:
+        heads_BHTD: Tensor = x_BTC.view(*x_BTC.shape[:-1], -1, self.head_dim).transpose(1, 2)
+        return heads_BHTD

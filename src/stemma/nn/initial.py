@@ -9,13 +9,14 @@ effect). In both, norms are one and biases zero.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stemma.core.seeds import generator_for
 
-WRITES_TO_STREAM = ("output.weight", "down.weight")
+WRITES_TO_STREAM = ("output.weight", "down.weight", "experts.down")
 EMBEDDINGS = ("embedding.weight", "position.weight")
 
 
@@ -34,20 +35,29 @@ def initialise_by_fan_in(model: nn.Module, *, seed: int, embedding_std: float) -
     def deviation(name: str, parameter: Tensor) -> float:
         if name.endswith(WRITES_TO_STREAM):
             return 0.0
-        return embedding_std if name in EMBEDDINGS else parameter.shape[1] ** -0.5
+        return embedding_std if name in EMBEDDINGS else parameter.shape[-1] ** -0.5
 
     fill(model, deviation, seed=seed)
 
 
 @torch.no_grad()
 def fill(model: nn.Module, deviation: Callable[[str, Tensor], float], *, seed: int) -> None:
-    """Matrices N(0, deviation(name, matrix)), norms one, biases zero."""
+    """Matrices N(0, deviation(name, matrix)), norms one, biases zero.
+
+    A module whose equation asks for other values says so itself: `start(name, generator)` gives
+    those of one of its own parameters in fp32, or None where the rule holds.
+    """
     for name, parameter in model.named_parameters():
-        if name.endswith("bias"):
+        place, _, own = name.rpartition(".")
+        stream = generator_for(seed, "initialise", name)
+        start: Any = getattr(model.get_submodule(place), "start", None)
+        value = None if start is None else start(own, stream)
+        if value is not None:
+            parameter.copy_(value)
+        elif name.endswith("bias"):
             parameter.zero_()
         elif parameter.ndim == 1:
             parameter.fill_(1.0)
         else:
             drawn = torch.empty(parameter.shape, dtype=torch.float32)
-            stream = generator_for(seed, "initialise", name)
             parameter.copy_(drawn.normal_(0.0, deviation(name, parameter), generator=stream))

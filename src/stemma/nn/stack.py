@@ -1,28 +1,33 @@
-"""Blocks, the stack that runs them, and the decoder-only language model around it.
+"""Blocks and what surrounds them: embedding, final norm, head.
 
-The stack prepares what all layers share (rotary tables, visibility) once per forward pass, so a
-block sees ready tensors. Parallelism, precision, compilation and activation checkpointing are
+The stack makes what all layers share (rotary tables, visibility, biases) once per forward pass, and
+gives each layer its own state. Parallelism, precision, compilation and activation checkpointing are
 applied from outside: nothing here mentions them.
 
 Axes: B batch, T time, S keys, C model width, V vocabulary
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stemma.nn.cache import Cache
-from stemma.nn.context import Context, Visible
-from stemma.nn.mask import Causal, Mask
-from stemma.nn.norm import Norm
-from stemma.nn.residual import Losses, Residual
+from stemma.nn.cache import Cache, Slots
+from stemma.nn.context import Context
+from stemma.nn.embedding import LearnedPositions, Sinusoid
+from stemma.nn.norm import Norm, no_norm
+from stemma.nn.relative import RelativeBias
+from stemma.nn.residual import Losses, Residual, Stream, Sublayer
+from stemma.nn.sight import sights
 
 
 class Block(nn.Module):
-    """Sublayers by name, each with its own norm `NAME_norm`, joined by a residual scheme."""
+    """Sublayers by name, each with its own norm `NAME_norm`, joined by a residual scheme.
+
+    Schemes with a second norm get it as `NAME_post_norm`.
+    """
 
     def __init__(
         self, width: int, sublayers: Mapping[str, nn.Module], *, norm: Norm, residual: Residual
@@ -32,20 +37,53 @@ class Block(nn.Module):
         for name, layer in sublayers.items():
             self.add_module(f"{name}_norm", norm(width))
             self.add_module(name, layer)
+            if residual.post_norms:
+                self.add_module(f"{name}_post_norm", norm(width))
 
-    def forward(self, x_BTC: Tensor, context: Context) -> tuple[Tensor, Losses]:
-        pairs = [(getattr(self, f"{name}_norm"), getattr(self, name)) for name in self.names]
-        return self.residual(x_BTC, pairs, context)
+    def forward(self, stream: Stream, context: Context) -> tuple[Stream, Losses]:
+        states = context.states or {}
+        sublayers = [
+            Sublayer(
+                norm=getattr(self, f"{name}_norm"),
+                layer=getattr(self, name),
+                context=replace(context, cache=states[name]) if name in states else context,
+                post_norm=getattr(self, f"{name}_post_norm", None),
+            )
+            for name in self.names
+        ]
+        return self.residual(stream, sublayers)
 
 
-def run(blocks: nn.ModuleList, x_BTC: Tensor, context: Context) -> tuple[Tensor, Losses]:
+def run(blocks: Iterable[nn.Module], stream: Stream, context: Context) -> tuple[Stream, Losses]:
     """Send the stream through the blocks; losses come back as `LAYER.NAME`."""
     losses: Losses = {}
     for index, block in enumerate(blocks):
-        cache = context.caches.layers[index] if context.caches is not None else None
-        x_BTC, new_losses = block(x_BTC, replace(context, cache=cache))
+        if context.caches is not None:
+            context = replace(context, states=context.caches.layers[index])
+        stream, new_losses = block(stream, context)
         losses |= {f"{index}.{name}": loss for name, loss in new_losses.items()}
-    return x_BTC, losses
+    return stream, losses
+
+
+def sublayers_of(blocks: Iterable[Any]) -> list[dict[str, Any]]:
+    """The sublayers of each block by name."""
+    return [{name: getattr(block, name) for name in block.names} for block in blocks]
+
+
+def new_cache(blocks: Iterable[nn.Module], capacity: int) -> Cache:
+    """Empty states for every layer that keeps any, for `capacity` tokens a row."""
+    layers = sublayers_of(blocks)
+    masks = [layer.mask for each in layers for layer in each.values() if hasattr(layer, "mask")]
+    slots = {window: Slots(capacity, window) for window in {mask.window for mask in masks}}
+    states = [
+        {
+            name: layer.new_state(slots)
+            for name, layer in each.items()
+            if hasattr(layer, "new_state")
+        }
+        for each in layers
+    ]
+    return Cache(states, slots, capacity)
 
 
 def positions_of(tokens_BT: Tensor, context: Context) -> Tensor:
@@ -65,45 +103,53 @@ def positions_of(tokens_BT: Tensor, context: Context) -> Tensor:
     return torch.arange(start, start + tokens_BT.shape[1], device=tokens_BT.device)[None]
 
 
-def look(mask: Mask, query_BT: Tensor, key_BS: Tensor, context: Context) -> Visible:
-    """Turn one mask value into what the kernel needs, taking the cheapest form that is exact."""
-    plain = context.padding_BT is None and context.document_ids_BT is None
-    ragged = context.positions_BT is not None if context.caches is None else context.caches.ragged
-    if mask == Causal() and plain and not ragged:
-        if query_BT.shape[1] == key_BS.shape[1]:
-            return Visible(causal=query_BT.shape[1] > 1)
-        if query_BT.shape[1] == 1:
-            return Visible()
-    visible_BTS = mask(query_BT[:, :, None], key_BS[:, None, :]) & (key_BS >= 0)[:, None, :]
-    if context.document_ids_BT is not None:
-        if context.caches is not None:
-            raise ValueError("document ids and caches do not go together")
-        ids = context.document_ids_BT
-        visible_BTS = visible_BTS & (ids[:, :, None] == ids[:, None, :])
-    return Visible(mask=visible_BTS[:, None])
-
-
-def prepare(blocks: nn.ModuleList, positions_BT: Tensor, context: Context) -> Context:
-    """Build each distinct rotary table and each distinct visibility once for the whole stack."""
-    layers: list[Any] = [layer for block in blocks for layer in block.children()]
-    masks = {layer.mask for layer in layers if hasattr(layer, "mask")}
-    rotaries = {layer.position for layer in layers if getattr(layer, "position", None) is not None}
-    key_BS = positions_BT
+def prepare(
+    blocks: Iterable[nn.Module],
+    positions_BT: Tensor,
+    context: Context,
+    relative: RelativeBias | None = None,
+) -> Context:
+    """Build each distinct table and each distinct visibility once for the whole stack."""
+    layers = [layer for each in sublayers_of(blocks) for layer in each.values()]
+    looking = {(layer.mask, layer.position) for layer in layers if hasattr(layer, "mask")}
+    uneven = context.positions_BT is not None or context.padding_BT is not None
+    keys = {}
     if context.caches is not None:
-        uneven = context.positions_BT is not None or context.padding_BT is not None
-        key_BS = context.caches.extend(positions_BT, ragged=uneven)
+        keys = context.caches.extend(positions_BT, ragged=uneven)
+    tables, visible = sights(looking, positions_BT, keys, context, relative)
     return replace(
         context,
-        tables={rotary: rotary.table(positions_BT) for rotary in rotaries},
-        visible={mask: look(mask, positions_BT, key_BS, context) for mask in masks},
+        tables=tables,
+        visible=visible,
+        real_BT=positions_BT >= 0 if uneven else None,
     )
+
+
+def place(
+    x_BTC: Tensor,
+    position: LearnedPositions | Sinusoid | None,
+    positions_BT: Tensor,
+    context: Context,
+) -> Tensor:
+    """Add to the embedding what tells its places apart, if anything does.
+
+    Raises ValueError where a learned table is too short for the tokens.
+    """
+    if position is None:
+        return x_BTC
+    last = x_BTC.shape[1] + (context.caches.length if context.caches else 0)
+    if position.limit is not None and context.positions_BT is None and last > position.limit:
+        raise ValueError(f"{last} tokens do not fit the model's {position.limit} positions")
+    placed: Tensor = position(positions_BT)
+    return x_BTC + placed.to(x_BTC.dtype)
 
 
 class LanguageModel(nn.Module):
     """A decoder-only language model: embedding, blocks, final norm, head.
 
     `config` carries the family's name and version; together they are the model's whole identity.
-    A tied head has no parameter of its own.
+    A tied head has no parameter of its own. `head` replaces the plain linear head. The embedding
+    is multiplied by `embedding_scale` and normalised by `embedding_norm` where a family does so.
     """
 
     def __init__(
@@ -112,22 +158,26 @@ class LanguageModel(nn.Module):
         blocks: list[Block],
         *,
         norm: Norm,
-        learned_positions: int = 0,
         tied: bool,
+        position: LearnedPositions | Sinusoid | None = None,
+        head: nn.Module | None = None,
+        embedding_norm: Norm = no_norm,
+        embedding_scale: float = 1.0,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.config, width, vocab_size = config, config.width, config.vocab_size
         self.embedding = nn.Embedding(vocab_size, width)
-        self.position = nn.Embedding(learned_positions, width) if learned_positions else None
+        self.position, self.embedding_scale = position, embedding_scale
+        self.embedding_norm = embedding_norm(width)
         self.blocks = nn.ModuleList(blocks)
         self.norm = norm(width)
-        self.head = None if tied else nn.Linear(width, vocab_size, bias=False)
+        self.head = None if tied else head or nn.Linear(width, vocab_size, bias=False)
         self.dropout = nn.Dropout(dropout)
 
     def new_cache(self, capacity: int) -> Cache:
         """An empty cache for `capacity` tokens a row."""
-        return Cache(len(self.blocks), capacity)
+        return new_cache(self.blocks, capacity)
 
     def hidden(self, tokens_BT: Tensor, context: Context | None = None) -> tuple[Tensor, Losses]:
         """The stream after the final norm (B, T, C), and the auxiliary losses by layer and name.
@@ -137,20 +187,22 @@ class LanguageModel(nn.Module):
         context = context or Context()
         positions_BT = positions_of(tokens_BT, context)
         x_BTC = self.embedding(tokens_BT)
-        if self.position is not None:
-            last = tokens_BT.shape[1] + (context.caches.length if context.caches else 0)
-            if context.positions_BT is None and last > self.position.num_embeddings:
-                table = self.position.num_embeddings
-                raise ValueError(f"{last} tokens do not fit the model's {table} positions")
-            x_BTC = x_BTC + self.position(positions_BT.clamp(min=0))
+        if self.embedding_scale != 1.0:
+            x_BTC = x_BTC * self.embedding_scale
+        x_BTC = place(x_BTC, self.position, positions_BT, context)
+        x_BTC = self.dropout(self.embedding_norm(x_BTC))
         context = prepare(self.blocks, positions_BT, context)
-        x_BTC, losses = run(self.blocks, self.dropout(x_BTC), context)
-        return self.norm(x_BTC), losses
+        residual: Any = self.blocks[0].residual
+        stream, losses = run(self.blocks, residual.begin(x_BTC), context)
+        x_BTC = residual.finish(stream, self.norm)
+        return x_BTC, losses
 
     def logits(self, x_BTC: Tensor) -> Tensor:
         """Scores of every vocabulary entry (B, T, V) from the stream after the final norm."""
-        weight = self.embedding.weight if self.head is None else self.head.weight
-        return nn.functional.linear(x_BTC, weight)
+        if self.head is None:
+            return nn.functional.linear(x_BTC, self.embedding.weight)
+        scores_BTV: Tensor = self.head(x_BTC)
+        return scores_BTV
 
     def forward(self, tokens_BT: Tensor, context: Context | None = None) -> Tensor:
         return self.logits(self.hidden(tokens_BT, context)[0])

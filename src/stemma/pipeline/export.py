@@ -17,7 +17,9 @@ DISK = "check the disk, then run the same command again"
 class ExportStage(StrictModel):
     """Write a model for other programs."""
 
-    REFERENCES: ClassVar[dict[str, tuple[str, ...]]] = {"model": ("pretrain", "sft")}
+    REFERENCES: ClassVar[dict[str, tuple[str, ...]]] = {
+        "model": ("pretrain", "sft", "translate", "masked", "classify")
+    }
     UNSEEN: ClassVar[frozenset[str]] = frozenset({"minutes"})
 
     kind: Literal["export"] = Field(description="the kind of stage")

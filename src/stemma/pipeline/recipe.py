@@ -17,18 +17,42 @@ from stemma.core.config import StrictModel
 from stemma.core.errors import UsageError, nearest
 from stemma.core.yaml_file import Node
 from stemma.nn.select import choose
+from stemma.pipeline.classify import ClassifyStage
 from stemma.pipeline.curate import CurateStage
+from stemma.pipeline.encoders import MASKED, labelling
 from stemma.pipeline.evaluate import EvaluateStage
 from stemma.pipeline.export import ExportStage
+from stemma.pipeline.lineage import LineageStage
+from stemma.pipeline.masked import MaskedStage
 from stemma.pipeline.pretrain import PretrainStage
 from stemma.pipeline.sft import SftStage
 from stemma.pipeline.tokenizer import TokenizerStage
+from stemma.pipeline.translate import TranslateStage
 
 FORMAT_VERSION = 1
 PAPERS = ("recipe.yaml", "run.json", "ledger.json", "report.html")  # beside the stages
+GIVEN = ("vocab_size", "source_vocab_size", "context")  # numbers that others say
+DOES = {  # what the networks of a kind of stage do
+    "pretrain": "continue",
+    "lineage": "continue",
+    "translate": "translate",
+    "masked": "read",
+}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
-Stage = CurateStage | TokenizerStage | PretrainStage | SftStage | EvaluateStage | ExportStage
+Stage = (
+    CurateStage
+    | TokenizerStage
+    | PretrainStage
+    | SftStage
+    | TranslateStage
+    | MaskedStage
+    | ClassifyStage
+    | LineageStage
+    | EvaluateStage
+    | ExportStage
+)
+Trained = PretrainStage | SftStage | MaskedStage | ClassifyStage  # may go on from a model
 KINDS = {str(get_args(s.model_fields["kind"].annotation)[0]): s for s in get_args(Stage)}
 
 
@@ -174,46 +198,65 @@ def references(stage: Stage) -> list[tuple[str, str]]:
 
 def is_outside(target: str, kinds: tuple[str, ...]) -> bool:
     """Models may also come from a path or an asset; corpora and tokenizers only from stages."""
-    return "pretrain" in kinds and (target.startswith("asset:") or "/" in target or target == ".")
+    models = {"pretrain", "masked"} & set(kinds)
+    return bool(models) and (target.startswith("asset:") or "/" in target or target == ".")
 
 
 def check_models(recipe: Recipe, root: Node) -> None:
-    """Check the numbers of a network before any stage runs, at their lines."""
+    """Check the numbers of networks before any stage runs, at their lines."""
     for name, stage in recipe.stages.items():
-        if not isinstance(stage, PretrainStage) or stage.model is None:
-            continue
         node = stage_node(root, name)
         assert isinstance(node.value, dict)
-        numbers = node.value["model"]
-        assert isinstance(numbers.value, dict)
-        family = str(stage.model.get("family", ""))
-        if family not in api.families():
-            place = yaml_file.at(numbers, "family")
-            raise UsageError("unknown family", place=place, fix=nearest(family, api.families()))
-        for given in ("vocab_size", "context"):
-            if given in numbers.value:
-                fix = f"remove it: {'the tokenizer' if given == 'vocab_size' else 'the stage'} says"
-                raise UsageError("is not set here", place=yaml_file.at(numbers, given), fix=fix)
-        rest = {key: child for key, child in numbers.value.items() if key != "family"}
-        rest["vocab_size"] = Node("1", numbers.place)
-        rest["context"] = Node(str(stage.context), numbers.place)
-        checked = Node(rest, numbers.place, key_places=numbers.key_places)
-        yaml_file.build(api.config_class(family), checked)
+        if isinstance(stage, LineageStage):
+            networks = node.value["networks"]
+            assert isinstance(networks.value, dict)
+            for numbers in networks.value.values():
+                check_network(numbers, stage.kind, stage.context)
+        elif getattr(stage, "model", None) is not None and stage.kind in DOES:
+            check_network(node.value["model"], stage.kind, getattr(stage, "context", 1))
+
+
+def check_network(numbers: Node, kind: str, context: int) -> None:
+    """Check family and numbers of one network that a stage of a kind is to train."""
+    assert isinstance(numbers.value, dict)
+    family = str(numbers.value["family"].value) if "family" in numbers.value else ""
+    if family not in api.families():
+        place = yaml_file.at(numbers, "family")
+        raise UsageError("unknown family", place=place, fix=nearest(family, api.families()))
+    if api.does(family) != DOES[kind]:
+        fitting = [name for name in api.families() if api.does(name) == DOES[kind]]
+        what = f"{family} cannot be trained by kind: {kind}"
+        fix = f"use {', '.join(fitting)}"
+        raise UsageError(what, place=yaml_file.at(numbers, "family"), fix=fix)
+    for given in (*GIVEN, *(MASKED if kind == "masked" else ())):
+        if given in numbers.value:
+            says = "the tokenizer" if given.endswith("vocab_size") else "the stage"
+            fix = f"remove it: {says} says"
+            raise UsageError("is not set here", place=yaml_file.at(numbers, given), fix=fix)
+    rest = {key: child for key, child in numbers.value.items() if key != "family"}
+    for given in GIVEN:
+        if given in api.config_class(family).model_fields:
+            value = context if given == "context" else 1
+            rest[given] = Node(str(value), numbers.place)
+    checked = Node(rest, numbers.place, key_places=numbers.key_places)
+    yaml_file.build(api.config_class(family), checked)
 
 
 def check_trainable(recipe: Recipe, root: Node) -> None:
     """Patterns of modules are tried on the network before any stage runs, where it is made here."""
     networks: dict[str, dict[str, Any]] = {}
     for name, stage in recipe.stages.items():
-        if not isinstance(stage, PretrainStage | SftStage):
+        if not isinstance(stage, Trained):
             continue
-        own = stage.model if isinstance(stage, PretrainStage) else None
+        own = stage.model if isinstance(stage, PretrainStage | MaskedStage) else None
         found = own or networks.get(stage.init or "")
         if found is None:
             continue  # a model from outside: the stage itself will look
         networks[name] = found
         if stage.trainable:
             rest = {key: value for key, value in found.items() if key != "family"}
+            rest |= MASKED if isinstance(stage, MaskedStage) else {}
+            rest |= labelling(2) if isinstance(stage, ClassifyStage) else {}
             sketch = api.sketch(str(found["family"]), vocab_size=1, context=stage.context, **rest)
             place = yaml_file.at(stage_node(root, name), "trainable")
             choose(sketch, stage.trainable, place=place)
@@ -223,7 +266,7 @@ def check_contexts(recipe: Recipe, root: Node) -> None:
     """A model made here is trained on and scored within the context that it is made with."""
     widest: dict[str, int] = {}
     for name, stage in recipe.stages.items():
-        if not isinstance(stage, EvaluateStage | PretrainStage | SftStage):
+        if not isinstance(stage, EvaluateStage | Trained):
             continue
         sources = [
             target for key, target in references(stage) if key in ("model", "before", "init")
@@ -236,7 +279,7 @@ def check_contexts(recipe: Recipe, root: Node) -> None:
                     place=yaml_file.at(stage_node(root, name), "context"),
                     fix=f"use at most {limit}",
                 )
-        if isinstance(stage, PretrainStage) and stage.model is not None:
+        if isinstance(stage, PretrainStage | MaskedStage) and stage.model is not None:
             widest[name] = stage.context
         elif limits and not isinstance(stage, EvaluateStage):
             widest[name] = min(limits.values())

@@ -57,7 +57,8 @@ def judge(folder: Path, record: dict[str, Any], fingerprint: str) -> tuple[str, 
     """Complete, half done, changed, or new where there is nothing to lose; and a word on it."""
     if record.get("fingerprint") != fingerprint:
         # a stage that failed before it made anything has nothing to lose
-        made = record.get("status") == "complete" or any(folder.glob("steps/*"))
+        begun = any(any(folder.glob(part)) for part in ("steps/*", "trials/*/*/*"))
+        made = record.get("status") == "complete" or begun
         return ("changed" if made else "new"), ""
     if record.get("status") != "complete":
         return "half done", ""

@@ -17,7 +17,10 @@ from stemma.core.files import write_text
 from stemma.pipeline import (
     report_answers,
     report_conversations,
+    report_encoders,
     report_ledger,
+    report_lineage,
+    report_lineage_words,
     report_results,
 )
 from stemma.pipeline import report_facts as facts
@@ -79,18 +82,31 @@ def contents(run: RunRecord) -> list[tuple[str, str, Html]]:
     """Key, title and content of every section, in their order."""
     talks = bool(run.of_kind("sft")) or any(s.answers for s in run.of_kind("evaluate"))
     answers = [("answers", "Answers side by side", report_answers.side_by_side(run))]
-    return [
-        ("scores", "Scores", scores(run)),
-        *(answers if talks else []),
+    last = run.last(*TRAINING_KINDS)
+    reads = last is not None and last.kind in report_encoders.KINDS
+    using = "Talk with the model" if talks else "Write with the model"
+    compares, alone = bool(run.of_kind("lineage")), compares_only(run)
+    learned = [
         ("curves", "Learning curves", report_results.curves(run)),
         ("samples", "Samples along training", report_results.samples(run)),
+    ]
+    return [
+        *([("lineage", "Lineage", report_lineage.section(run))] if compares else []),
+        *([] if alone else [("scores", "Scores", scores(run))]),
+        *(answers if talks else []),
+        *([] if alone else learned),
         ("ledger", "Ledger", ledger(run)),
         ("stages", "Stages", stages(run)),
-        ("use", "Talk with the model" if talks else "Write with the model", use(run)),
+        *([] if alone else [("use", "Use the model" if reads else using, use(run))]),
         ("repeat", "Repeat the run", repeat(run)),
         ("machine", "Machine and versions", machine(run)),
         ("files", "Files and recipe", files(run)),
     ]
+
+
+def compares_only(run: RunRecord) -> bool:
+    """Whether the run compares networks and keeps none: there is no model to score or to use."""
+    return bool(run.of_kind("lineage")) and not run.of_kind(*TRAINING_KINDS, "evaluate")
 
 
 def header(run: RunRecord, links: Any) -> Html:
@@ -98,6 +114,9 @@ def header(run: RunRecord, links: Any) -> Html:
     unfinished = words.progress_words(run)
     said = (
         words.made_words(run),
+        report_lineage.lead(run),
+        " ".join(report_encoders.made_words(run)),
+        report_encoders.score_words(run),
         words.score_words(run),
         words.answer_words(run),
         words.cost_words(run),
@@ -119,7 +138,9 @@ Figure: TypeAlias = tuple[str, str, str | None]
 
 def main_figures(run: RunRecord) -> list[Html]:
     """The few numbers that a reader looks for first; those not there yet are left out."""
-    entries = [*answer_figures(run), *score_figures(run), *training_figures(run)]
+    entries = [*answer_figures(run), *score_figures(run), *encoder_figures(run)]
+    entries += report_lineage.figures(run)
+    entries += training_figures(run)
     if run.stages:
         entries += [
             ("all stages together", words.duration(run.seconds), None),
@@ -163,6 +184,19 @@ def score_figures(run: RunRecord) -> list[Figure]:
     return entries
 
 
+def encoder_figures(run: RunRecord) -> list[Figure]:
+    """The share of held-out texts that are labelled right, and of hidden tokens foretold."""
+    shares = {"classify": "of held-out texts labelled right", "masked": "of hidden tokens foretold"}
+    entries: list[Figure] = []
+    for kind, said in shares.items():
+        stage = run.last(kind)
+        found = stage.part("heldout") if stage else {}
+        found = facts.mapping(found.get("model")) if kind == "masked" else found
+        if facts.is_finite(found.get("accuracy")):
+            entries.append((said, words.percent(found["accuracy"]), "own"))
+    return entries
+
+
 def training_figures(run: RunRecord) -> list[Figure]:
     """Size of the model, and how much it was trained on."""
     base, tuned, last = run.last("pretrain"), run.last("sft"), run.last(*TRAINING_KINDS)
@@ -179,7 +213,7 @@ def training_figures(run: RunRecord) -> list[Figure]:
 
 def scores(run: RunRecord) -> Html:
     """Scores on documents and on conversations, whichever there are."""
-    found = [report_results.scores(run), report_answers.scores(run)]
+    found = [report_results.scores(run), report_answers.scores(run), report_encoders.scores(run)]
     if any(found):
         return join(found)
     return element("p", words.waiting(run, "Scores", "evaluate"), class_="quiet")
@@ -188,11 +222,13 @@ def scores(run: RunRecord) -> Html:
 def ledger(run: RunRecord) -> Html:
     """Where documents, conversations and tokens went, and whether the accounts balance."""
     parts = report_ledger.document_ledgers(run) + report_conversations.conversation_ledgers(run)
+    parts += report_encoders.ledgers(run)
     if not parts:
         kinds = ("curate", *TRAINING_KINDS)
         return element("p", words.waiting(run, "Ledger", *kinds), class_="quiet")
     intro = "Everything that was read and every token that was stored, accounted for."
-    missing = None if run.last(*TRAINING_KINDS) else words.waiting(run, "Tokens", *TRAINING_KINDS)
+    told = compares_only(run) or run.last(*TRAINING_KINDS)
+    missing = None if told else words.waiting(run, "Tokens", *TRAINING_KINDS)
     return join([element("p", intro), *parts, paragraphs(missing, class_="quiet")])
 
 
@@ -210,7 +246,7 @@ def stages(run: RunRecord) -> Html:
             stage.status,
             words.duration(stage.seconds),
             words.size(stage.peak_memory),
-            words.result_words(run, stage),
+            result_words(run, stage),
             str(stage.record.get("fingerprint", ""))[:12],
         ]
         rows.append(row(cells, classes=classes))
@@ -223,12 +259,23 @@ def stages(run: RunRecord) -> Html:
     )
 
 
+def result_words(run: RunRecord, stage: StageRecord) -> str:
+    """What a stage brought, in a few words."""
+    if stage.kind in report_encoders.KINDS and stage.summary:
+        return report_encoders.result_words(stage)
+    if stage.kind == "lineage":
+        return report_lineage_words.result_words(stage)
+    return words.result_words(run, stage)
+
+
 def use(run: RunRecord) -> Html:
     """How to talk or write with the model, at the command line and in Python."""
     last = run.last(*TRAINING_KINDS)
     if last is None:
         return element("p", words.waiting(run, "A model", *TRAINING_KINDS), class_="quiet")
     place, prompt = shown_place(run.folder), example_prompt(last)
+    if last.kind in report_encoders.KINDS:
+        return code(report_encoders.use(f"{place}/{last.name}", last.kind))
     if last.kind != "sft":
         return write_with(place, prompt)
     base = run.last("pretrain")

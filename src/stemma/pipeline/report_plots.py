@@ -9,7 +9,8 @@ import io
 import re
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
@@ -27,8 +28,12 @@ COLOURS = {  # marker colour -> what the page calls it
     "#040404": "var(--model)",
     "#050505": "var(--training)",
     "#060606": "var(--baseline)",
+    "#070707": "var(--recurrent)",
+    "#080808": "var(--attention)",
+    "#090909": "var(--linear)",
+    "#0a0a0a": "var(--experts)",
 }
-INK, MUTED, RULE, MODEL, TRAINING, BASELINE = COLOURS
+INK, MUTED, RULE, MODEL, TRAINING, BASELINE, RECURRENT, ATTENTION, LINEAR, EXPERTS = COLOURS
 SETTINGS = {
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -51,7 +56,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """What to draw. `guides` are level lines with names; sizes are in SVG units."""
+    """What to draw. `guides` are level lines with names; sizes are in SVG units.
+
+    `unit` is what the log counts: tokens, or texts.
+    """
 
     key: str
     words: str
@@ -63,6 +71,7 @@ class Chart:
     decimals: int | None = 2
     end_name: str = ""
     from_zero: bool = False
+    unit: str = "tokens"
 
     @property
     def inner_width(self) -> int:
@@ -93,14 +102,8 @@ def thin(line: Line, limit: int = MAX_POINTS) -> Line:
 
 def draw(chart: Chart) -> Html:
     """The chart as an `<svg>` element. Raises ResourceError where matplotlib is not installed."""
-    matplotlib = require("report")
-    figures = require("report", "matplotlib.figure")
     tickers = require("report", "matplotlib.ticker")
-    with matplotlib.rc_context(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a glyph missing here is no loss: the page has the font
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(SETTINGS | {"svg.hashsalt": chart.key})
-        figure = figures.Figure(figsize=(chart.width * POINT, chart.height * POINT))
+    with blank(chart.key, chart.width, chart.height) as figure:
         axes = place_axes(figure, chart)
         line = thin(chart.line)
         marker = "o" if len(line.values) <= MARKED else None
@@ -108,9 +111,26 @@ def draw(chart: Chart) -> Html:
         figure.text(0, 1 - 5 / chart.height, chart.words, color=INK, va="top", size=11)
         style_axes(axes, chart, tickers)
         label_levels(axes, chart)
-        file = io.StringIO()
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    return tidy(file.getvalue(), chart)
+        return tidy(written(figure), chart.key, chart.words, (chart.width, chart.height))
+
+
+@contextmanager
+def blank(key: str, width: int, height: int) -> Iterator[Any]:
+    """An empty figure, with this house's settings while it is drawn, whatever the user's are."""
+    matplotlib = require("report")
+    figures = require("report", "matplotlib.figure")
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a glyph missing here is no loss: the page has the font
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(SETTINGS | {"svg.hashsalt": key})
+        yield figures.Figure(figsize=(width * POINT, height * POINT))
+
+
+def written(figure: Any) -> str:
+    """A figure as matplotlib writes it."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    return file.getvalue()
 
 
 def place_axes(figure: Any, chart: Chart) -> Any:
@@ -121,22 +141,27 @@ def place_axes(figure: Any, chart: Chart) -> Any:
 
 
 def style_axes(axes: Any, chart: Chart, tickers: Any) -> None:
-    """Quiet axes: one grid direction, names with units, few ticks."""
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(RULE)
-    axes.grid(axis="y", color=RULE, lw=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0, labelcolor=MUTED, pad=6)
-    axes.tick_params(axis="x", length=4, color=RULE, pad=4)
+    """Names with units and few ticks."""
+    quieten(axes)
     axes.xaxis.set_major_locator(tickers.MaxNLocator(4 if chart.width < 400 else 5))
     axes.yaxis.set_major_locator(tickers.MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(lambda value, _: short(value))
     axes.yaxis.set_major_formatter(lambda value, _: tick(value))
-    axes.set_xlabel("tokens trained on", color=MUTED, labelpad=5)
+    axes.set_xlabel(f"{chart.unit} trained on", color=MUTED, labelpad=5)
     low, high = visible_range(chart)
     axes.set_ylim(low, high)
     axes.set_xlim(0, max(chart.line.tokens) or 1)
+
+
+def quieten(axes: Any, rule: str = RULE, muted: str = MUTED) -> None:
+    """One grid direction, one spine, and ticks that do not shout."""
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(rule)
+    axes.grid(axis="y", color=rule, lw=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, labelcolor=muted, pad=6)
+    axes.tick_params(axis="x", length=4, color=rule, pad=4)
 
 
 def tick(value: float) -> str:
@@ -221,18 +246,18 @@ def spread(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:
     return middles
 
 
-def tidy(svg: str, chart: Chart) -> Html:
-    """Rebuild matplotlib's SVG as an element of the page."""
+def tidy(svg: str, key: str, words: str, size: tuple[int, int]) -> Html:
+    """Rebuild matplotlib's SVG as an element of the page; `key` keeps its ids from all others."""
     root = ElementTree.fromstring(svg.encode())
     tidied = ElementTree.Element(
         "svg",
         {
-            "viewBox": f"0 0 {chart.width} {chart.height}",
+            "viewBox": f"0 0 {size[0]} {size[1]}",
             "role": "img",
-            "aria-label": chart.words,
+            "aria-label": clean(words),
         },
     )
-    copy_children(root, tidied, chart.key)
+    copy_children(root, tidied, key)
     return Html(ElementTree.tostring(tidied, encoding="unicode"))
 
 

@@ -13,6 +13,7 @@ from stemma.pipeline.report_facts import (
     RunRecord,
     StageRecord,
     is_finite,
+    mapping,
     number,
 )
 from stemma.pipeline.report_markup import (
@@ -38,7 +39,19 @@ ROW_CLASSES = {"model": "own", "before": "before", "baseline": "other"}
 LARGE = {  # curves of the log: what they show, and their colour
     "heldout_bits_per_byte": ("held-out text, bits per byte", MODEL),
     "heldout_answer_loss": ("held-out answers, nats per token", MODEL),
+    "heldout_masked_loss": ("held-out hidden tokens, nats per token", MODEL),
+    "heldout_label_loss": ("held-out labels, nats per text", MODEL),
     "loss": ("training loss, nats per token", TRAINING),
+}
+HELD = {  # the held-out curve of a kind of stage
+    "sft": "heldout_answer_loss",
+    "masked": "heldout_masked_loss",
+    "classify": "heldout_label_loss",
+}
+
+SAID = {  # how the samples of an encoder came about
+    "masked": "Filled in by the model, the likeliest token in every place",
+    "classify": "Labelled by the model",
 }
 
 Item = TypeVar("Item")
@@ -157,7 +170,8 @@ def beginning_words(stage: StageRecord) -> str:
             if all_of_it
             else (f" {words.short(trained)} of its {words.short(total)} parameters were trained.")
         )
-    return f"It began as {stage.config['init']}.{part}"
+    new = " with new weights" if stage.config.get("weights") == "new" else ""
+    return f"It began as {stage.config['init']}{new}.{part}"
 
 
 def loss_words(stage: StageRecord) -> str:
@@ -188,7 +202,7 @@ def charts(run: RunRecord, stage: StageRecord, key: str) -> list[Html]:
     small = [
         ("learning_rate", "learning rate", None),
         ("gradient_norm", "gradient norm before clipping", 2),
-        ("tokens_per_second", "tokens per second", None),
+        ("tokens_per_second", f"{unit_of(stage)} per second", None),
     ]
     made = [large_chart(run, stage, key, name) for name in LARGE]
     for name, title, decimals in small:
@@ -201,9 +215,15 @@ def charts(run: RunRecord, stage: StageRecord, key: str) -> list[Html]:
             height=190,
             decimals=decimals,
             from_zero=True,
+            unit=unit_of(stage),
         )
         made.append(picture(chart, "small") if values else Html())
     return made
+
+
+def unit_of(stage: StageRecord) -> str:
+    """What the log of a stage counts."""
+    return "texts" if stage.kind == "classify" else "tokens"
 
 
 def large_chart(run: RunRecord, stage: StageRecord, key: str, name: str) -> Html:
@@ -212,7 +232,10 @@ def large_chart(run: RunRecord, stage: StageRecord, key: str, name: str) -> Html
     tokens, values = stage.series(name)
     if not values:
         return Html()
+    title = title.replace("token", "text") if stage.kind == "classify" else title
     shown = guides(run) if name == "heldout_bits_per_byte" else []
+    if name == "heldout_masked_loss" and is_finite(guess := unigram_loss(stage)):
+        shown = [("unigram", number(guess))]
     own = stage.name if len(run.of_kind(*TRAINING_KINDS)) > 1 else "this model"
     chart = Chart(
         key=f"{key}-{name}",
@@ -221,8 +244,14 @@ def large_chart(run: RunRecord, stage: StageRecord, key: str, name: str) -> Html
         guides=shown,
         margin=124 if shown else 50,
         end_name=own if shown else "",
+        unit=unit_of(stage),
     )
     return picture(chart, None)
+
+
+def unigram_loss(stage: StageRecord) -> object:
+    """What guessing hidden tokens by their frequency costs."""
+    return mapping(stage.part("heldout").get("unigram")).get("loss")
 
 
 def picture(chart: Chart, class_: str | None) -> Html:
@@ -251,7 +280,7 @@ def chart_words(chart: Chart) -> str:
         middle = level(statistics.median(values), chart)
         return f"Highest {level(max(values), chart)}, median {middle}."
     start = f"From {level(values[0], chart)} to " if len(values) > 1 else ""
-    said = f"{start}{level(values[-1], chart)} after {tokens} tokens."
+    said = f"{start}{level(values[-1], chart)} after {tokens} {chart.unit}."
     lowest = min(range(len(values)), key=lambda place: values[place])
     if chart.line.colour == MODEL and level(values[lowest], chart) != level(values[-1], chart):
         said += f" Lowest: {level(values[lowest], chart)}"
@@ -260,13 +289,15 @@ def chart_words(chart: Chart) -> str:
         return said
     top = visible_range(chart)[1]
     above = [f"{name} ({level(bar, chart)})" for name, bar in chart.guides if bar > top]
+    if chart.decimals and any(name == "unigram" for name, _ in chart.guides):
+        return said + " Dashed: what guessing by frequency costs."
     said += " The curve: a part of the held-out text. Dashed: scores on the whole of it."
     return said + (f" Above the picture: {words.listed(above)}." if above else "")
 
 
 def number_table(stage: StageRecord) -> Html:
     """Some points of the curves, evenly spread, as numbers."""
-    held = "heldout_answer_loss" if stage.kind == "sft" else "heldout_bits_per_byte"
+    held = HELD.get(stage.kind, "heldout_bits_per_byte")
     losses, scored = stage.series("loss"), stage.series(held)
     rates = stage.series("learning_rate")
     rows = [
@@ -281,7 +312,7 @@ def number_table(stage: StageRecord) -> Html:
         )
         for tokens in picked(scored[0] if len(scored[0]) > 2 else losses[0], SHOWN_NUMBERS)
     ]
-    heads = ["tokens", *(LARGE[name][0] for name in ("loss", held)), "learning rate"]
+    heads = [unit_of(stage), *(LARGE[name][0] for name in ("loss", held)), "learning rate"]
     return table(heads, rows, classes=["number"] * 4, caption="Some points of the curves")
 
 
@@ -320,34 +351,39 @@ def stage_samples(run: RunRecord, stage: StageRecord) -> Html:
     for sample in stage.samples:
         by_prompt.setdefault(str(sample.get("prompt", "")), []).append(sample)
     blocks: list[Html] = []
-    continued, several = stage.kind != "sft", len(run.of_kind(*TRAINING_KINDS)) > 1
+    continued, several = stage.kind == "pretrain", len(run.of_kind(*TRAINING_KINDS)) > 1
     for prompt, made in list(by_prompt.items())[:SHOWN_PROMPTS]:
         made.sort(key=lambda sample: number(sample.get("step")))
         cards = (sample_text(s, continued=continued) for s in picked(made, SHOWN_SAMPLES))
-        heading = element("h4" if several else "h3", prompt_words(prompt))
+        title = "Text" if stage.kind in SAID else "Prompt"
+        heading = element("h4" if several else "h3", prompt_words(prompt, title))
         blocks += [heading, element("ol", *cards, class_="texts")]
     shown = sum(min(len(m), SHOWN_SAMPLES) for m in list(by_prompt.values())[:SHOWN_PROMPTS])
     last = stage.samples[-1]
-    said = (
+    written = (
         f"Written by the model at temperature {last.get('temperature')} with seed "
-        f"{last.get('seed')}; nothing was chosen by hand. {shown} of {len(stage.samples)} shown, "
-        f"all are in {stage.name}/samples.jsonl."
+        f"{last.get('seed')}"
+    )
+    said = (
+        f"{SAID.get(stage.kind, written)}; nothing was chosen by hand. {shown} of "
+        f"{len(stage.samples)} shown, all are in {stage.name}/samples.jsonl."
     )
     return join([element("h3", stage.name) if several else None, element("p", said), *blocks])
 
 
-def prompt_words(prompt: str) -> Html:
+def prompt_words(prompt: str, title: str = "Prompt") -> Html:
     """A prompt as a heading."""
     if not prompt:
         return escape("Without a prompt")
     return join(
-        ["Prompt: ", element("span", words.shortened(prompt, 200), class_="prompt", dir="auto")]
+        [f"{title}: ", element("span", words.shortened(prompt, 200), class_="prompt", dir="auto")]
     )
 
 
 def sample_text(sample: Row, *, continued: bool) -> Html:
     """One sample: when it was written, and the text; a prompt that it continues is set apart."""
     prompt, text = str(sample.get("prompt", "")), str(sample.get("text", ""))
+    text += f" (right: {sample['label']})" if "label" in sample else ""
     head = f"step {words.whole(sample.get('step'))} · {words.short(sample.get('tokens'))} tokens"
     if not continued:
         return card(head, text)

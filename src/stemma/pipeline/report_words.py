@@ -332,7 +332,7 @@ def result_words(run: RunRecord, stage: StageRecord) -> str:
     if stage.kind == "tokenizer":
         compression = digits(summary.get("bytes_per_token"), 2)
         return f"{whole(summary.get('vocab_size'))} entries, {compression} bytes per token"
-    if stage.kind in TRAINING_KINDS:
+    if stage.kind in ("pretrain", "sft"):
         return training_words(stage)
     if stage.kind == "evaluate":
         return evaluation_words(run, stage)

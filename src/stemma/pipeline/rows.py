@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ class RowFile:
         """Append one row; it is on its way to disk when this returns."""
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Every row so far, in order."""
+        for line in whole_lines(self.path)[1:]:
+            yield json.loads(line)
 
     def sync(self) -> None:
         """Make all rows so far durable."""

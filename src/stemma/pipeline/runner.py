@@ -31,7 +31,18 @@ from stemma.core.files import (
     write_text,
 )
 from stemma.data.sources import Kind
-from stemma.pipeline import curate, evaluate, export, pretrain, sft, tokenizer
+from stemma.pipeline import (
+    classify,
+    curate,
+    evaluate,
+    export,
+    lineage,
+    masked,
+    pretrain,
+    sft,
+    tokenizer,
+    translate,
+)
 from stemma.pipeline.recipe import Recipe, Stage, references
 from stemma.pipeline.records import (
     FORMAT_VERSION,
@@ -57,14 +68,29 @@ KINDS: dict[str, Any] = {
     "tokenizer": tokenizer,
     "pretrain": pretrain,
     "sft": sft,
+    "translate": translate,
+    "lineage": lineage,
+    "masked": masked,
+    "classify": classify,
     "evaluate": evaluate,
     "export": export,
 }
-TRAINERS = (pretrain.PretrainStage, sft.SftStage)
-READERS = (curate.CurateStage, sft.SftStage)  # of documents
+TRAINERS = (
+    pretrain.PretrainStage,
+    sft.SftStage,
+    translate.TranslateStage,
+    masked.MaskedStage,
+    classify.ClassifyStage,
+)
+READERS = (  # of documents
+    curate.CurateStage,
+    sft.SftStage,
+    translate.TranslateStage,
+    classify.ClassifyStage,
+)
 REPORT_AFTER = 20.0  # seconds of a stage after which the report is brought up to date
 PAPERS = ("recipe.yaml", "ledger.json", "report.html")  # of a run, beside its stages
-SCRATCH = ("steps", "data")  # folders of a stage with manifests of their own
+SCRATCH = ("steps", "data", "trials")  # folders of a stage that tell their own content
 UNTRAINED = (curate.CurateStage, evaluate.EvaluateStage, export.ExportStage)
 BEGUN = ("half done", "other data")  # states of a stage that goes on where it was
 LOCK = ".lock"  # the process that works in a run folder
@@ -285,7 +311,7 @@ def execute(run: Run, say: Callable[[str], None]) -> Path:
 def execute_alone(run: Run, planned: list[Planned], say: Callable[[str], None]) -> Path:
     """The run itself, with the folder to itself."""
     for item in planned:
-        if item.state != "complete" and isinstance(item.stage, TRAINERS):
+        if item.state != "complete" and isinstance(item.stage, (*TRAINERS, lineage.LineageStage)):
             machine.pick(item.stage.device)  # now, not after the stages before it
     clear_leftovers(run.out.iterdir())
     write_json(run.out / "run.json", about(run))  # first: it tells whose folder this is
@@ -453,6 +479,8 @@ def write_ledger(run: Run) -> None:
             elif stage.kind == "sft":
                 keys = ("conversations", "preflight", "ledger")
                 entries[name] = {key: record["summary"][key] for key in keys}
+            elif stage.kind == "classify":
+                entries[name] = {key: record["summary"][key] for key in ("examples", "ledger")}
             elif "ledger" in record["summary"]:
                 entries[name] = record["summary"]["ledger"]
     write_json(run.out / "ledger.json", {"format_version": FORMAT_VERSION, "stages": entries})
@@ -497,11 +525,26 @@ def outcome(run: Run, report: Path) -> dict[str, Any]:
         if isinstance(stage, TRAINERS):
             facts["model"] = str(run.out / name)
             facts["chats"] = stage.kind == "sft"
+            facts["reads"] = stage.kind in ("masked", "classify")
             facts["parameters"] = record["summary"]["parameters"]
             facts["tokens"] = record["summary"]["tokens"]
         if stage.kind == "evaluate":
             facts |= scores_of(record["summary"])
+        if stage.kind in ("masked", "classify") and record["summary"]["heldout"]:
+            facts.setdefault("heldout", {})[name] = heldout_words(record["summary"]["heldout"])
     return facts
+
+
+def heldout_words(found: dict[str, Any]) -> str:
+    """What an encoder's held-out score is, beside the simplest guess."""
+    if "matrix" in found:
+        of = found["texts"]
+        return f"{found['right']} of {of} texts right, the commonest label {found['majority']}"
+    own, guess = found["model"], found["unigram"]
+    return (
+        f"{own['loss']:.3f} nats and {100 * own['accuracy']:.1f} % of hidden tokens right, "
+        f"by frequency {guess['loss']:.3f} and {100 * guess['accuracy']:.1f} %"
+    )
 
 
 def scores_of(summary: dict[str, Any]) -> dict[str, Any]:
@@ -535,10 +578,13 @@ def outcome_lines(facts: dict[str, Any]) -> list[str]:
             f"  {row['answer_loss']:.3f}  {row['stopped']} of {row['answers']}  {name}"
             for name, row in facts["chat"].items()
         ]
+    lines += [f"held out, {name}: {said}" for name, said in facts.get("heldout", {}).items()]
     lines.append(f"report: {printable(shlex.quote(facts['report']))}")
     if "model" in facts:
         place = printable(shlex.quote(facts["model"]))
-        if facts["chats"]:
+        if facts["reads"]:
+            lines.append(f"the model: {place}, in Python: stemma.load({facts['model']!r})")
+        elif facts["chats"]:
             lines.append(f"talk with it: stemma chat {place}")
         else:
             lines.append(f'write with it: stemma generate {place} --prompt "Once upon a time"')

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -24,10 +26,8 @@ from stemma.core.errors import DivergedError, UsageError
 from stemma.core.files import free_bytes, sha256_file, sha256_json
 from stemma.core.progress import LOG, progress
 from stemma.core.signals import graceful
-from stemma.data.batches import Batch, Order
+from stemma.data.batches import Order
 from stemma.data.order import samples_of
-from stemma.data.packing import Plan
-from stemma.data.store import TokenStore
 from stemma.data.tokenizer import Tokenizer
 from stemma.nn.select import train_only
 from stemma.pipeline.records import settings
@@ -112,13 +112,29 @@ class Settings(Protocol):
     @property
     def trainable(self) -> tuple[str, ...]: ...
     @property
-    def samples(self) -> Samples: ...
-    @property
     def checkpoint_every(self) -> int: ...
     @property
     def keep_checkpoints(self) -> int: ...
     @property
     def workers(self) -> int: ...
+
+
+class Store(Protocol):
+    """What the loop asks of the tokens that are trained on."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+
+class Plan(Protocol):
+    """What the loop asks of a plan: `pairs` counts the pairs of each sample."""
+
+    @property
+    def context(self) -> int: ...
+    @property
+    def num_samples(self) -> int: ...
+    @property
+    def pairs(self) -> NDArray[np.int64]: ...
 
 
 def check_batches(stage: Settings) -> None:
@@ -149,8 +165,8 @@ class Training:
     work: Work
     model: Any
     tokenizer: Tokenizer
-    store: TokenStore
-    plan: Plan
+    store: Any
+    plan: Any
     optimizer: torch.optim.Optimizer
     fingerprints: dict[str, str]
     num_steps: int
@@ -205,7 +221,7 @@ def method(stage: Any, work: Work) -> dict[str, Any]:
     apart = stage.DATA | {"samples", "watch", "tokenizer", "model"}  # the last two are told already
     values = settings(stage, defaults=True).items()
     found = {key: value for key, value in values if key not in apart}
-    if stage.init is not None:
+    if getattr(stage, "init", None) is not None:
         found["init"] = work.inputs[stage.init].fingerprint
     return found
 
@@ -231,12 +247,15 @@ def begin(
     work: Work,
     model: Any,
     tokenizer: Tokenizer,
-    store: TokenStore,
+    store: Store,
     plan: Plan,
     *,
     num_steps: int,
+    plan_file: Path | None = None,
 ) -> Training:
     """Set up a training run, or go on with the one that the folder holds.
+
+    `plan_file` is where the plan lies if not in the run's own folder.
 
     Raises ModelError where the newest checkpoint belongs to something else, UsageError where the
     data do not fill a batch, or hold less than has been trained already.
@@ -245,7 +264,7 @@ def begin(
     fingerprints = {
         "config": api.fingerprint(model.config),
         "data": store.fingerprint,
-        "plan": sha256_file(work.folder / "data" / PLAN),
+        "plan": sha256_file(plan_file or work.folder / "data" / PLAN),
         "order": sha256_json([work.seed, rows]),
         "length": sha256_json([num_steps, micro_rows(stage)]),
         "tokenizer": tokenizer.fingerprint,
@@ -293,19 +312,28 @@ def due(step: int, every: int, last: int) -> bool:
     return every > 0 and (step % every == 0 or step == last)
 
 
+Windows = Callable[..., Generator[list[Any], None, None]]
+"""Makes the micro-batches of steps, as `stemma.train.pretrain.windows` does."""
+
 Occasion = tuple[int, Callable[[], None]]
 """Every how many steps, and what is then done; 0: never."""
 
 
 def train(
-    training: Training, loss_sum: Callable[[nn.Module, Batch], Tensor], *occasions: Occasion
+    training: Training,
+    loss_sum: Callable[[nn.Module, Any], Tensor],
+    *occasions: Occasion,
+    windows: Windows = windows,
 ) -> None:
-    """Run the remaining steps; each occasion comes when it is due, and at the end."""
+    """Run the remaining steps; each occasion comes when it is due, and at the end.
+
+    `windows` makes the micro-batches of each step from the store and the order.
+    """
     stage, work, last = training.stage, training.work, training.num_steps
     order = Order(training.plan, work.seed, batch_rows(stage))
     warn_of_space(training)
     with (
-        closing(batches(training, order)) as windows_ahead,
+        closing(batches(training, order, windows)) as windows_ahead,
         graceful() as request,
         progress(work.name, last) as update,
         told(training),
@@ -335,7 +363,7 @@ def train(
         request.raise_stop(training.step)
 
 
-def batches(training: Training, order: Order) -> Generator[list[Batch], None, None]:
+def batches(training: Training, order: Order, windows: Windows) -> Generator[list[Any], None, None]:
     """The windows of the remaining steps."""
     stage = training.stage
     return windows(

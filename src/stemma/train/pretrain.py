@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from stemma.data.ahead import ahead
 from stemma.data.batches import IGNORED, Batch, Order, build_batch
 from stemma.data.store import TokenStore
 from stemma.nn.context import Context
+from stemma.nn.residual import Losses
 
 
 def tensor(array: Any, device: torch.device) -> Tensor:
@@ -33,17 +34,29 @@ def context_of(batch: Batch, device: torch.device) -> Context | None:
     )
 
 
-def next_token_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Cross entropy in nats, summed over the places that count."""
+def pushed_by(auxiliary: Losses, loss: Tensor, *, counted: int) -> Tensor:
+    """The summed loss with the gradient of auxiliary losses too, each a mean over the tokens.
+
+    Its value stays that of the loss alone, so that curves of networks with and without such losses
+    can be compared; in the gradient they weigh as if they were added to the mean loss.
+    """
+    for value in auxiliary.values():
+        loss = loss + counted * (value - value.detach())
+    return loss
+
+
+def next_token_loss(model: Any, batch: Batch) -> Tensor:
+    """Cross entropy in nats, summed over the places that count; auxiliary losses push along."""
     device = next(model.parameters()).device
-    logits_BTV = model(tensor(batch.tokens_BT, device), context_of(batch, device))
+    x_BTC, auxiliary = model.hidden(tensor(batch.tokens_BT, device), context_of(batch, device))
     targets_BT = tensor(batch.targets_BT, device)
-    return F.cross_entropy(
-        logits_BTV.flatten(0, 1).float(),
+    loss = F.cross_entropy(
+        model.logits(x_BTC).flatten(0, 1).float(),
         targets_BT.flatten(),
         ignore_index=IGNORED,
         reduction="sum",
     )
+    return pushed_by(auxiliary, loss, counted=batch.counted)
 
 
 def windows(

@@ -42,4 +42,18 @@ class WarmupStableDecay(StrictModel):
         return self.floor + (1 - self.floor) * min(1.0, left)
 
 
-Schedule = Cosine | WarmupStableDecay
+class InverseRoot(StrictModel):
+    """Warm-up, then down with the root of the step (arXiv:1706.03762, equation 3).
+
+    The peak is reached at the end of the warm-up; the paper's factor width^-0.5 is part of it.
+    """
+
+    kind: Literal["inverse-root"]
+    warmup: int = Field(default=1, ge=1, description="steps of linear warm-up")
+
+    def share(self, step: int, steps: int) -> float:
+        """The share of the peak learning rate at `step` of `steps`."""
+        return min((step + 1) / self.warmup, math.sqrt(self.warmup / (step + 1)))
+
+
+Schedule = Cosine | WarmupStableDecay | InverseRoot
