@@ -240,3 +240,19 @@ def test_without_held_out_text_there_is_no_score(project):
     assert record(project, "base")["summary"]["heldout"] is None
     assert all("loss" in row for row in rows(project / "out" / "base" / "metrics.jsonl"))
     assert np.isfinite(record(project, "base")["summary"]["final_loss"])
+
+
+CAUSAL = {
+    "pretrain": "kind: pretrain, corpus: corpus, init: ./theirs, context: 16, steps: 1, "
+    "batch_tokens: 16, learning_rate: 1e-3",
+    "evaluate": "kind: evaluate, model: ./theirs, corpus: corpus, context: 16, stride: 8",
+}
+
+
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_an_encoder_is_not_taken_for_a_causal_model(project, finished, kind):
+    shutil.copytree(finished / "out" / "base" / "final", project / "theirs")
+    text = RECIPE[: RECIPE.index("  words:")] + f"  wrong: {{{CAUSAL[kind]}}}\n"
+    (project / "tiny.yaml").write_text(text)
+    with pytest.raises(UsageError, match="the family bert does not continue a text"):
+        run(project)

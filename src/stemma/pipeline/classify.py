@@ -42,7 +42,7 @@ from stemma.eval.labels import Labelling, labelling
 from stemma.infer.encoders import label
 from stemma.pipeline import training as shared
 from stemma.pipeline.encoders import labelling as labelling_heads
-from stemma.pipeline.encoders import require_encoder, with_heads
+from stemma.pipeline.encoders import with_heads
 from stemma.pipeline.training import Training
 from stemma.pipeline.work import Work, read_groups, require_context
 from stemma.train.classify import LabelledBatch, label_loss, label_scores, labelled, windows_with
@@ -179,8 +179,7 @@ def prepare_model(stage: ClassifyStage, work: Work, labels: list[str]) -> tuple[
 
     A head that the encoder has already is kept where it is of the same labels.
     """
-    old, tokenizer = work.model(stage.init)
-    require_encoder(old.config.family, place=stage.init)
+    old, tokenizer = work.model(stage.init, does="read")
     tokenizer = with_marks(tokenizer)
     old = api.with_vocabulary(old, tokenizer.vocab_size)
     require_context(stage.context, old, place=work.name)

@@ -1,4 +1,4 @@
-"""What the stages that train encoders share: which networks they take, and the heads they train.
+"""What the stages that train encoders share: the heads that they train.
 
 A head that a stage does not train would stay as it began and look as if it had learned; so each
 stage leaves the heads of its task on the network, and no other.
@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 from stemma import api
-from stemma.core.errors import UsageError
 
 MASKED = {"masked_head": True, "pooler": False, "pair_head": False, "num_labels": 0}
 
@@ -16,13 +15,6 @@ MASKED = {"masked_head": True, "pooler": False, "pair_head": False, "num_labels"
 def labelling(count: int) -> dict[str, Any]:
     """The heads of a classifier of so many labels, as its config names them."""
     return {"masked_head": False, "pooler": True, "pair_head": False, "num_labels": count}
-
-
-def require_encoder(family: str, *, place: str) -> None:
-    """Refuse a family whose networks do not read a text whole (UsageError)."""
-    if api.does(family) != "read":
-        what = f"the family {family} does not read a text from both sides"
-        raise UsageError(what, place=place, fix="use an encoder, as of the family bert")
 
 
 def with_heads(

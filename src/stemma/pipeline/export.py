@@ -30,7 +30,7 @@ class ExportStage(StrictModel):
 
 def run(stage: ExportStage, work: Work) -> dict[str, Any]:
     """Write the folder `FORMAT/` and compare every weight after reading it back."""
-    model, tokenizer = work.model(stage.model)
+    model, tokenizer = work.model(stage.model, does="")
     folder = work.folder / stage.format
     api.save(model, tokenizer, folder, format=stage.format, overwrite=True)
     again, _ = api.load(str(folder))

@@ -41,6 +41,7 @@ from stemma.train.pretrain import next_token_loss
 VERSION = 1
 RESULT = "result.json"
 NGRAM_ORDERS = (2, 3, 4)
+HOPELESS = 16.0  # bits of a byte: twice what is needed by who knows nothing
 PASSED_ON = (  # settings of the stage that every trial has
     "initial",
     "context",
@@ -137,17 +138,19 @@ def prepare(stage: LineageStage, work: Work) -> Material:
     plan = plan_packing(store.offsets, stage.context)
     write_plan(folder / shared.PLAN, plan)
     texts = list(read_texts(heldout))
-    watched = middle_pieces(texts, stage.watch_bytes, offset=0.25)
-    scored = middle_pieces(texts, stage.score_bytes, offset=0.5)
+    # the rate is chosen on one half of every text, and what is reported is scored on the other
+    watched = pieces(texts, stage.watch_bytes, begin=0.1, end=0.5)
+    scored = pieces(texts, stage.score_bytes, begin=0.5, end=1.0)
     if not scored:
         raise DataError("no held-out documents", place=heldout, fix="set holdout.fraction above 0")
     return Material(tokenizer, store, plan, folder / shared.PLAN, watched, scored)
 
 
-def middle_pieces(texts: list[str], total: int, *, offset: float) -> list[str]:
-    """One piece of each text from `offset` of its length on, `total` characters in all."""
+def pieces(texts: list[str], total: int, *, begin: float, end: float) -> list[str]:
+    """One piece of each text, `total` characters in all, from within two shares of its length."""
     share = max(1, total // max(1, len(texts)))
-    return [text[int(offset * len(text)) :][:share] for text in texts if text]
+    spans = [(text, int(begin * len(text)), int(end * len(text))) for text in texts]
+    return [text[first : min(last, first + share)] for text, first, last in spans if last > first]
 
 
 @dataclass(frozen=True)
@@ -220,10 +223,10 @@ def run_trial(job: Job, stage: LineageStage, work: Work, material: Material) -> 
     try:
         if training.step < job.steps:
             shared.train(training, next_token_loss, (every, watcher(stage, training, material)))
-    except DivergedError as error:  # at too high a rate: that is a result too
+    except (DivergedError, ModelError) as error:  # at too high a rate: that is a result too
         LOG.warning("%s: %s", trial_work.name, error.what)
         diverged = True
-    result = trial_result(job, stage, training, material) | {"diverged": diverged}
+    result = trial_result(job, stage, training, material, diverged=diverged)
     write_json(done, {"format_version": 1, **result})
     shutil.rmtree(training.steps_folder, ignore_errors=True)  # weights are not kept
     return result
@@ -265,11 +268,17 @@ def scored(model: Any, tokenizer: Tokenizer, texts: list[str], context: int) -> 
 
 
 def trial_result(
-    job: Job, stage: LineageStage, training: Training, material: Material
+    job: Job, stage: LineageStage, training: Training, material: Material, *, diverged: bool
 ) -> dict[str, Any]:
-    """What a trial leaves: its curve, its final score, its size, and its speed."""
+    """What a trial leaves: its curve, its final score, its size, and its speed.
+
+    A network that is far worse than knowing nothing counts as diverged too.
+    """
     model = training.model
-    final = scored(model, material.tokenizer, material.scored, stage.context)
+    final = None
+    if not diverged:
+        final = scored(model, material.tokenizer, material.scored, stage.context)
+        diverged = final.bits_per_byte > HOPELESS
     flops = training_flops_per_token(model, stage.context)
     curve = [
         {
@@ -290,8 +299,9 @@ def trial_result(
         "training_seconds": training.seconds,
         "tokens_per_second": training.tokens / max(1e-9, training.seconds),
         "curve": curve,
-        "bits_per_byte": final.bits_per_byte,
-        "pieces": [list(pair) for pair in final.per_chunk],
+        "diverged": diverged,
+        "bits_per_byte": None if final is None or diverged else final.bits_per_byte,
+        "pieces": [] if final is None or diverged else [list(pair) for pair in final.per_chunk],
     }
 
 
@@ -308,9 +318,11 @@ def summary(
     trials: dict[str, list[dict[str, Any]]],
 ) -> dict[str, Any]:
     """Everything the report shows."""
+    # a network that diverged from any seed has no place in the comparison
     found = {
         name: [Trial(r["seed"], r["bits_per_byte"], [tuple(p) for p in r["pieces"]]) for r in rows]
         for name, rows in trials.items()
+        if not any(row["diverged"] for row in rows)
     }
     return {
         "networks": {
@@ -329,7 +341,7 @@ def summary(
             for name, rows in trials.items()
         },
         "sweep": sweep_rows(stage, work),
-        "comparison": compare(found, seed=work.seed),
+        "comparison": compare(found, seed=work.seed) if found else None,
         "ngrams": ngram_rows(stage, material),
         "heldout_bytes": sum(len(text.encode()) for text in material.scored),
     }

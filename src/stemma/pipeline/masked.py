@@ -27,7 +27,7 @@ from stemma.data.tokenizer import Tokenizer
 from stemma.eval.foretold import Foretelling, foretelling, unigram
 from stemma.infer.encoders import fill
 from stemma.pipeline import training as shared
-from stemma.pipeline.encoders import MASKED, require_encoder, with_heads
+from stemma.pipeline.encoders import MASKED, with_heads
 from stemma.pipeline.training import Training
 from stemma.pipeline.work import Work, require_context
 from stemma.train.masked import (
@@ -125,8 +125,7 @@ class MaskedStage(StrictModel):
 def prepare_model(stage: MaskedStage, work: Work) -> tuple[Any, Tokenizer]:
     """Build the network by its numbers, or load the one to go on from; both get the marks."""
     if stage.init is not None:
-        model, tokenizer = work.model(stage.init)
-        require_encoder(model.config.family, place=stage.init)
+        model, tokenizer = work.model(stage.init, does="read")
         if not model.config.masked_head:
             LOG.warning("%s has no head for masked tokens: it gets a new one", stage.init)
         tokenizer = with_marks(tokenizer)

@@ -186,6 +186,9 @@ def heldout_batches(stage: TranslateStage, work: Work, tokenizer: Tokenizer) -> 
     store = PairStore(open_store(folder / "source"), open_store(folder / "target"))
     lengths = [np.diff(side.offsets) for side in (store.source, store.target)]
     plan = plan_bundles(lengths[0], lengths[1] - 1, context=stage.context, seed=0)
+    if not plan.num_samples:
+        what = f"no held-out pair of at most {stage.context} tokens"
+        raise DataError(what, place=work.name, fix="raise context, or check the files")
     return [build_bundle(store, plan, sample) for sample in range(plan.num_samples)]
 
 

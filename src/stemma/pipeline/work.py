@@ -18,6 +18,11 @@ from stemma.data.renderer import Renderer
 from stemma.data.sources import Kind, find_files, source_name
 from stemma.data.tokenizer import Tokenizer
 
+DOES = {  # what a model may have to do in a stage, and which one does
+    "continue": ("continue a text", "use a causal language model"),
+    "read": ("read a text from both sides", "use an encoder, as of the family bert"),
+    "translate": ("write what it reads in other words", "use an encoder-decoder"),
+}
 TODAY = date(2024, 7, 26)  # what a template that asks is told: training must not depend on the day
 
 
@@ -59,9 +64,16 @@ class Work:
         folder = self.inputs[reference].path
         return folder / "train.jsonl", folder / "heldout.jsonl"
 
-    def model(self, reference: str) -> tuple[Any, Tokenizer]:
-        """A model and its tokenizer; a model without one cannot go through a stage."""
+    def model(self, reference: str, does: str = "continue") -> tuple[Any, Tokenizer]:
+        """A model and its tokenizer; a model without one cannot go through a stage.
+
+        `does`: what the model must do (`api.does`), "" for anything. Raises UsageError for others.
+        """
         model, tokenizer = api.load(str(self.inputs[reference].path))
+        family = model.config.family
+        if does and api.does(family) != does:
+            what, fix = DOES[does]
+            raise UsageError(f"the family {family} does not {what}", place=reference, fix=fix)
         if tokenizer is None:
             raise UsageError(
                 "the model has no tokenizer", place=reference, fix="add tokenizer.json"
