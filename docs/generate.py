@@ -18,7 +18,6 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from math import prod
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -27,8 +26,8 @@ import typer.main
 from stemma import api, cli
 from stemma.core import yaml_file
 from stemma.core.errors import StemmaError
+from stemma.interop.native import MODEL_TYPE_OF_OURS
 from stemma.interop.tables import tables
-from stemma.interop.weights import expected_shapes
 from stemma.pipeline import reference
 from stemma.pipeline.recipe import KINDS, Recipe
 
@@ -219,7 +218,7 @@ def families_page() -> str:
     for family in api.families():
         module = inspect.getmodule(api.config_class(family))
         said = (inspect.getdoc(module) or "").split("\n\n")
-        parts += [f"## {family}", *said, presets_table(family, module), foreign_form(family)]
+        parts += [f"## {family}", *said, presets_table(family, module), *foreign_forms(family)]
     return page("Families and presets", *parts)
 
 
@@ -227,25 +226,41 @@ def presets_table(family: str, module: Any) -> str:
     """Presets with their numbers and the parameters that follow from them."""
     rows = []
     for name, numbers in module.PRESETS.items():
-        config = api.config_class(family)(**numbers)
-        shapes = expected_shapes(tables()[family], config, name)
+        count = sum(p.numel() for p in api.sketch(family, **numbers).parameters())
         shown = ", ".join(f"{key} {value}" for key, value in numbers.items())
-        rows.append((code(name), f"{sum(map(prod, shapes.values())):,}", shown))
+        rows.append((code(name), f"{count:,}", shown))
     return table(("preset", "parameters", "numbers"), rows)
 
 
-def foreign_form(family: str) -> str:
-    """How the family is called in a Hugging Face folder, and what is refused there."""
-    foreign = tables()[family]
+def foreign_forms(family: str) -> list[str]:
+    """How the family is called in folders of other libraries, and what is refused there."""
+    written = tables().get(family)
+    found = [table for table in tables().values() if table.CONFIG.family == family]
+    parts = [foreign_form(table) for table in found]
+    if len(found) > 1 and written is not None:
+        parts.append(f"What is written is the form of `{written.ARCHITECTURE}`.")
+    own = f"in our own form: `model_type` `{MODEL_TYPE_OF_OURS}`, family `{family}`."
+    if written is None:
+        parts.append(f"No other library has this family. A folder is written {own}")
+    elif hasattr(written, "expresses"):
+        parts.append(f"A network that this form has no words for is written {own}")
+    return parts
+
+
+def foreign_form(table: Any) -> str:
+    """One form of a family: its two words, code that is replaced, settings that are refused."""
+    names = getattr(table, "ARCHITECTURES", (table.ARCHITECTURE,))
+    plural = "architecture" if len(names) == 1 else "architectures"
+    form = f"In a Hugging Face folder: `model_type` `{table.MODEL_TYPE}`, {plural} "
+    form += ", ".join(code(name) for name in names) + "."
+    if getattr(table, "REPLACED_CODE", ()):
+        form += " Code that lies with such a folder is not run: the network here replaces it."
     fixed = ", ".join(
         f"`{key}` other than {' or '.join(f'`{json.dumps(v)}`' for v in allowed)}"
-        for key, allowed in foreign.FIXED.items()
+        for key, allowed in table.FIXED.items()
     )
-    return (
-        f"In a Hugging Face folder: `model_type` `{foreign.MODEL_TYPE}`, architecture "
-        f"`{foreign.ARCHITECTURE}`. Refused when a folder is read, because they would change the "
-        f"equation: {fixed}."
-    )
+    refused = "Refused when a folder is read, because they would change the equation"
+    return f"{form} {refused}: {fixed}." if fixed else form
 
 
 # Parity

@@ -138,7 +138,7 @@ def tested(folder: Path, files: dict[str, str], search: dict[str, Any]) -> dict[
     model, tokenizer = stemma.load(folder / "translator")
     assert tokenizer is not None
     started = time.perf_counter()
-    made = stemma.api.translate(model, tokenizer, sides["en"], **search)
+    made = stemma.generate(model, tokenizer, sides["en"], **search)
     seconds = time.perf_counter() - started
     found = {**bleu(made, sides["de"]), "seconds": seconds, "translations": made}
     write_text(path, json.dumps(found, ensure_ascii=False, indent=1))

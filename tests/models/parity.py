@@ -102,8 +102,12 @@ def logits_error(pair: Pair) -> float:
     return relative_error(pair.ours(tokens_BT), pair.theirs(tokens_BT).logits)
 
 
-def gradient_errors(pair: Pair) -> dict[str, float]:
-    """The error of every parameter's gradient, by our name; all on both sides are compared."""
+def gradient_errors(pair: Pair, *, floor: float = 0.0) -> dict[str, float]:
+    """The error of every parameter's gradient, by our name; all on both sides are compared.
+
+    A gradient may be zero, or nothing but rounding, where `floor` is given: errors are then
+    measured by that share of the largest gradient at least.
+    """
     tokens_BT = draw_tokens(pair)
     weight_BTV = torch.randn(
         *tokens_BT.shape, pair.vocab_size, generator=torch.Generator().manual_seed(3)
@@ -115,10 +119,13 @@ def gradient_errors(pair: Pair) -> dict[str, float]:
     ours = {name: parameter.grad for name, parameter in pair.ours.named_parameters()}
     expected = foreign_gradients(pair)
     assert expected.keys() == ours.keys()
-    return {
-        name: ((ours[name] - theirs).norm() / scale_of(name, ours, theirs)).item()
-        for name, theirs in expected.items()
-    }
+    least = floor * max(theirs.norm() for theirs in expected.values())
+    errors = {}
+    for name, theirs in expected.items():
+        scale = max(least, scale_of(name, ours, theirs))
+        assert scale > 0, f"{name} has no gradient"
+        errors[name] = ((ours[name] - theirs).norm() / scale).item()
+    return errors
 
 
 # what has no gradient at all in some networks, and whose gradient says how much rounding may leave
@@ -137,7 +144,6 @@ def scale_of(name: str, gradients: dict[str, torch.Tensor], theirs: torch.Tensor
         if name.endswith(end):
             beside = gradients[name.removesuffix(end) + other].norm()
             scale = beside if scale < 1e-3 * beside else scale
-    assert scale > 0, name
     return scale
 
 

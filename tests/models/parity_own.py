@@ -31,6 +31,7 @@ from tests.models.test_linear_models import features, layer_norm, mlp, reference
 from tests.models.test_recurrent_models import bahdanau_row
 
 LIMIT = 1e-9  # what a test lets pass, in double precision
+SINGLE = 1e-5  # beside an oracle that goes through single precision
 Expected = Callable[..., torch.Tensor]
 CELLS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 PARTS = {"weight_ih": "input.weight", "bias_ih": "input.bias"}
@@ -355,8 +356,8 @@ def logits_error(pair: Pair) -> float:
 
 
 def gradient_errors(pair: Pair) -> dict[str, float]:
-    """The error of every parameter's gradient, by its name."""
-    given, parameters = inputs(pair), dict(pair.ours.named_parameters())
+    """The error of every parameter's gradient, by its name; over one row, as oracles are slow."""
+    given, parameters = [part[:1] for part in inputs(pair)], dict(pair.ours.named_parameters())
     found, expected = pair.ours(*given), pair.theirs.expected(pair.ours, *given)
     generator = torch.Generator().manual_seed(3)
     weight = torch.randn(found.shape, generator=generator, dtype=found.dtype)
@@ -370,6 +371,7 @@ def gradient_errors(pair: Pair) -> dict[str, float]:
         )
         for logits in (found, expected)
     )
+    assert all(wanted.norm() > 0 for wanted in theirs.values())
     return {
         name: ((ours[name] - wanted).norm() / parity.scale_of(name, ours, wanted)).item()
         for name, wanted in theirs.items()

@@ -23,7 +23,8 @@ def multiple(name: str, value: int, of_name: str, of: int) -> None:
     if value % of:
         below = value // of * of
         near = f"{below} or {below + of}" if below else str(of)
-        raise ValueError(f"{name} ({value}) must be a multiple of {of_name} ({of}), such as {near}")
+        of_what = of_name if of_name.startswith(str(of)) else f"{of_name} ({of})"
+        raise ValueError(f"{name} ({value}) must be a multiple of {of_what}, such as {near}")
 
 
 class Complaint(NamedTuple):

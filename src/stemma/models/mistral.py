@@ -86,6 +86,7 @@ def build(config: MistralConfig) -> LanguageModel:
 # fmt: off
 M7B = {"width": 4096, "depth": 32, "num_heads": 32, "num_kv_heads": 8, "hidden": 14336}
 PRESETS: dict[str, dict[str, Any]] = {
+    "mistral-7b":        {**M7B, "vocab_size": 32000, "window": 4096},
     "mistral-7b-v0.1":   {**M7B, "vocab_size": 32000, "window": 4096},
     "mistral-7b-v0.2":   {**M7B, "vocab_size": 32000, "rope_base": 1e6},
     "mistral-7b-v0.3":   {**M7B, "vocab_size": 32768, "rope_base": 1e6},

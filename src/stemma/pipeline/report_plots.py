@@ -58,7 +58,7 @@ class Line:
 class Chart:
     """What to draw. `guides` are level lines with names; sizes are in SVG units.
 
-    `unit` is what the log counts: tokens, or texts.
+    `unit` is what the log counts: tokens, or texts. `dashed` says what the guides are.
     """
 
     key: str
@@ -72,6 +72,7 @@ class Chart:
     end_name: str = ""
     from_zero: bool = False
     unit: str = "tokens"
+    dashed: str = ""
 
     @property
     def inner_width(self) -> int:

@@ -234,8 +234,9 @@ def large_chart(run: RunRecord, stage: StageRecord, key: str, name: str) -> Html
         return Html()
     title = title.replace("token", "text") if stage.kind == "classify" else title
     shown = guides(run) if name == "heldout_bits_per_byte" else []
+    dashed = "The curve: a part of the held-out text. Dashed: scores on the whole of it."
     if name == "heldout_masked_loss" and is_finite(guess := unigram_loss(stage)):
-        shown = [("unigram", number(guess))]
+        shown, dashed = [("unigram", number(guess))], "Dashed: what guessing by frequency costs."
     own = stage.name if len(run.of_kind(*TRAINING_KINDS)) > 1 else "this model"
     chart = Chart(
         key=f"{key}-{name}",
@@ -245,6 +246,7 @@ def large_chart(run: RunRecord, stage: StageRecord, key: str, name: str) -> Html
         margin=124 if shown else 50,
         end_name=own if shown else "",
         unit=unit_of(stage),
+        dashed=dashed,
     )
     return picture(chart, None)
 
@@ -289,9 +291,7 @@ def chart_words(chart: Chart) -> str:
         return said
     top = visible_range(chart)[1]
     above = [f"{name} ({level(bar, chart)})" for name, bar in chart.guides if bar > top]
-    if chart.decimals and any(name == "unigram" for name, _ in chart.guides):
-        return said + " Dashed: what guessing by frequency costs."
-    said += " The curve: a part of the held-out text. Dashed: scores on the whole of it."
+    said += f" {chart.dashed}"
     return said + (f" Above the picture: {words.listed(above)}." if above else "")
 
 

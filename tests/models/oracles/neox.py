@@ -22,13 +22,12 @@ def neox(rope=(0.25, 10_000.0), scaling=(), **changed):
     angles = {"rope_type": "default", "rope_theta": base, "partial_rotary_factor": share}
     angles |= dict(scaling)
     config = transformers.GPTNeoXConfig(**{**BASE, "rope_parameters": angles, **changed})
-    model = transformers.GPTNeoXForCausalLM(config)
-    named = model.named_parameters
-    # files name the head `embed_out`, the class of transformers 5 names it `lm_head`
-    model.named_parameters = lambda *given, **more: (
-        (name.replace("lm_head.", "embed_out."), value) for name, value in named(*given, **more)
-    )
-    return model
+    return transformers.GPTNeoXForCausalLM(config)
+
+
+def in_file_names(tensors):
+    """Files name the head `embed_out`, the class of transformers 5 names it `lm_head`."""
+    return {name.replace("lm_head.", "embed_out."): value for name, value in tensors.items()}
 
 
 CASES = {
