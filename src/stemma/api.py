@@ -6,6 +6,7 @@ by the name of a catalogue asset, and comes with its tokenizer. A family is a fi
 """
 
 import importlib
+import json
 import pkgutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -278,14 +279,22 @@ def _folder_of(path: Path) -> Path:
         for stage in reversed(_stages(path / "recipe.yaml")):
             if (path / stage / "final" / "config.json").is_file():
                 return path / stage / "final"
-        fix = "run the recipe until a stage has made a model"
-        raise ModelError("no stage of this run has made a model yet", place=path, fix=fix)
+        raise ModelError("no stage of this run has made a model yet", place=path, fix=_go_on(path))
     if (path / "steps").is_dir():
         fix = "run the recipe again to go on"
         raise ModelError("this stage is not finished", place=path, fix=fix)
     if (path / "config.json").exists():
         return path
     return only_gguf(path) or path
+
+
+def _go_on(run: Path) -> str:
+    """How to go on with a run: the command that it was started by, where that can be read."""
+    try:
+        command = json.loads((run / "run.json").read_text("utf-8"))["command"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "run the recipe again until a stage has made a model"
+    return f"go on where it is: {command}"
 
 
 def _stages(recipe: Path) -> list[str]:

@@ -567,7 +567,7 @@ def scores_of(summary: dict[str, Any]) -> dict[str, Any]:
 def outcome_lines(facts: dict[str, Any]) -> list[str]:
     """The outcome in words: what to do next comes last."""
     times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in facts["seconds"].items())
-    lines = [f"done in {sum(facts['seconds'].values()) / 60:.1f} min ({times})"]
+    lines = [f"done, in {sum(facts['seconds'].values()) / 60:.1f} min of work in all ({times})"]
     if "scores" in facts:
         lines.append("bits per byte on held-out documents, lower is better:")
         ranked = sorted(facts["scores"].items(), key=lambda pair: pair[1])

@@ -175,6 +175,11 @@ class Engine:
         """
         self.leaving = True
 
+    @property
+    def busy(self) -> bool:
+        """Whether anything runs or waits in line."""
+        return self.running is not None or bool(self.line)
+
     def stop(self) -> None:
         """End everything and the thread."""
         self.leaving = True

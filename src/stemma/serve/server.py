@@ -15,6 +15,7 @@ from types import FrameType
 import uvicorn
 
 from stemma.core.errors import ResourceError, UsageError
+from stemma.core.progress import LOG
 from stemma.serve.app import Service, build_app
 from stemma.serve.engine import Engine, Served
 from stemma.serve.guard import HEADER_BYTES
@@ -42,10 +43,18 @@ class GracefulServer(uvicorn.Server):
             self.force_exit = True
         else:
             self.engine.leave()
+            # in a thread: a handler may have interrupted who holds the log
+            threading.Timer(0.0, self.tell_of_answers).start()
             stopping = threading.Timer(self.patience, self.engine.stop)
             stopping.daemon = True  # whoever is done sooner does not wait for it
             stopping.start()
         super().handle_exit(sig, frame)
+
+    def tell_of_answers(self) -> None:
+        """Say why it does not leave at once, where answers are in flight."""
+        if self.engine.busy:
+            what = "finishing answers, %g s at most; Ctrl-C again leaves now"
+            LOG.info(what, self.patience)
 
 
 def is_local(host: str) -> bool:

@@ -86,6 +86,7 @@ async function goOn() {
   if (!page.ready()) return;
   const conversation = page.conversation();
   const base = conversation.spans;
+  const earlier = version;
   const { max_completion_tokens: most, ...chosen } = page.sampling();
   version = newVersion(page.seedFor(tries), page.model().id);
   let frame = 0;
@@ -99,8 +100,9 @@ async function goOn() {
   const body = { ...chosen, prompt: join(base).slice(skipped), max_tokens: most ?? TOKENS };
   const fault = await page.run(version, "v1/completions", body, changed);
   if (conversation !== page.conversation()) return;
-  before = version.content ? base : null;
-  if (fault) version = version.content ? version : null;
+  // a refused continuation leaves the last one as it was: it can still be taken back
+  if (version.content) before = base;
+  else version = earlier;
   page.show();
   page.save();
   sheet.focus();
