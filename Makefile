@@ -12,7 +12,7 @@ BROWSED := $(VENV)/.browsed
 PINNED := OMP_PROC_BIND=true OMP_PLACES=cores
 
 .PHONY: setup quickstart test bench-setup setup-browser test-slow test-net test-gpu test-browser test-mount \
-	check fmt docs clean
+	check fmt docs parity clean
 
 setup: $(STAMP)
 
@@ -74,6 +74,10 @@ fmt: setup
 
 docs: setup
 	$(BIN)/python docs/generate.py
+
+# minutes: every family against its oracle, into docs/parity.md
+parity: setup
+	OMP_NUM_THREADS=1 $(BIN)/python docs/measure_parity.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

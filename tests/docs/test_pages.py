@@ -1,5 +1,6 @@
 """Documents that cannot lie: links resolve, public names are described, generated pages current."""
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -7,10 +8,13 @@ import sys
 import pytest
 
 import stemma
-from docs import generate
+from docs import generate, measure_parity
+from stemma import api
 from stemma.core.errors import StemmaError
+from stemma.interop.tables import tables
 from stemma.pipeline import reference
 from tests.docs.conftest import FENCE, PAGES, ROOT, name_of
+from tests.models import parity_random
 
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 TEXT = [*PAGES, *sorted((ROOT / "docs").rglob("*.py"))]
@@ -78,10 +82,61 @@ def test_a_stale_page_is_noticed(tmp_path, monkeypatch, capsys):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text((ROOT / name).read_text("utf-8"), "utf-8")
     monkeypatch.setattr(generate, "ROOT", tmp_path)
-    monkeypatch.setattr(generate, "PAGES", {"docs/parity.md": lambda: "another page\n"})
+    monkeypatch.setattr(generate, "PAGES", {"docs/reference/recipe.md": lambda: "another page\n"})
+    monkeypatch.setattr(generate, "parity_faults", lambda text: [])
+    (tmp_path / "docs" / "parity.md").write_text("")
     assert generate.main(["--check"]) == 1
-    assert "docs/parity.md is out of date" in capsys.readouterr().err
+    assert "docs/reference/recipe.md is out of date" in capsys.readouterr().err
     assert generate.main([]) == 0 and generate.main(["--check"]) == 0
+
+
+PARITY = (ROOT / "docs" / "parity.md").read_text("utf-8")
+
+
+def test_the_page_of_parity_has_figures_of_every_family_and_case():
+    assert generate.parity_faults(PARITY) == [], "run `make parity`"
+    families = {case.split()[0] for case in generate.defined_cases()}
+    assert families == set(api.families())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        (
+            "| gpt2 untied |",
+            "| gpt2 unbound |",
+            ["no figures of gpt2 untied", "gpt2 unbound, which"],
+        ),
+        (
+            "### lstm\n",
+            "### lstms\n",
+            ["no figures of lstm deep, tied", "figures of lstm one layer, w"],
+        ),
+        ("| equal |", "| **beyond the limit** |", ["an error beyond the limit"]),
+    ],
+)
+def test_a_page_of_parity_that_lacks_something_is_noticed(old, new, fault):
+    assert old in PARITY
+    found = generate.parity_faults(PARITY.replace(old, new))
+    assert all(any(word in line for line in found) for word in fault), found
+
+
+def test_a_new_family_needs_figures(monkeypatch):
+    monkeypatch.setattr(api, "families", lambda: ["new"])
+    assert "no case of new" in generate.parity_faults(PARITY)
+
+
+def test_the_page_of_parity_has_all_deviations_of_its_script():
+    for where, what, why in measure_parity.DEVIATIONS:
+        assert f"| {where} | {what} | {why} |" in PARITY, what
+        name = where.strip("`")
+        if where.startswith("`"):
+            assert importlib.util.find_spec(f"stemma.{name}"), f"{name} is gone"
+
+
+def test_every_family_that_another_library_has_can_be_drawn_at_random():
+    foreign = {table.CONFIG.family for table in tables().values()}
+    assert parity_random.DRAWS.keys() == foreign
 
 
 def test_every_key_and_every_option_is_on_its_page():

@@ -541,3 +541,19 @@ def test_qwen_says_what_it_does_not_compute(tmp_path, caplog):
     assert "use_logn_attn" in caplog.text and "64" in caplog.text
     assert found.rope_scaling == DoublingNTK(context=64)
     assert read("qwen", use_dynamic_ntk=False).rope_scaling.kind == "none"
+
+
+@torch.no_grad()
+def test_a_gemma_that_transformers_would_compute_otherwise_is_written_in_our_own_form(tmp_path):
+    """It does not read `truncate` in the objects of two kinds of blocks, so neither may we."""
+    scaling = {"kind": "yarn", "factor": 4.0, "context": 8, "whole": False}
+    numbers = {**NUMBERS, "num_kv_heads": 2, "head_dim": 8}
+    for key in ("rope_scaling", "local_rope_scaling"):
+        model = api.build("gemma3", **numbers, **{key: scaling})
+        stemma.save(model, None, tmp_path / key)
+        said = json.loads((tmp_path / key / "config.json").read_text())
+        assert said["model_type"] == "stemma"
+        again = stemma.load(tmp_path / key)[0]
+        assert again.config == model.config
+        tokens_BT = torch.arange(12)[None]
+        assert torch.equal(again(tokens_BT), model.eval()(tokens_BT))

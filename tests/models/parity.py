@@ -9,9 +9,12 @@ gradients the norm of the difference over the norm, tensor by tensor.
 Axes: B batch, T time, V vocabulary
 """
 
+import atexit
+import contextlib
 import functools
 import importlib
 import pkgutil
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -80,6 +83,7 @@ def pair_of(case: str) -> Pair:
 def pair_with(theirs: Any) -> Pair:
     """An oracle, saved as a folder and loaded as ours."""
     folder = Path(tempfile.mkdtemp(prefix="stemma-parity-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     theirs.save_pretrained(folder)
     return Pair(stemma.load(folder)[0], theirs, folder)
 
@@ -182,17 +186,19 @@ def padded_error(pair: Pair, side: str) -> float:
 
 
 def theirs_padded(pair, tokens_BT, real_BT, positions_BT):
-    """The oracle on a padded batch; where it takes no positions, row by row without padding."""
-    try:
-        return pair.theirs(
-            tokens_BT, attention_mask=real_BT.long(), position_ids=positions_BT
-        ).logits
-    except TypeError:
-        kind = pair.ours.embedding.weight.dtype
-        logits = torch.zeros(*tokens_BT.shape, pair.vocab_size, dtype=kind)
-        for row, real_T in enumerate(real_BT):
-            logits[row, real_T] = pair.theirs(tokens_BT[row : row + 1, real_T]).logits[0]
-        return logits
+    """The oracle on a padded batch; row by row without padding where it cannot read that.
+
+    Some take no positions, and in double precision queries that see nothing become NaN.
+    """
+    kind = pair.ours.embedding.weight.dtype
+    given = {"attention_mask": real_BT.long(), "position_ids": positions_BT}
+    if kind != torch.float64:
+        with contextlib.suppress(TypeError):
+            return pair.theirs(tokens_BT, **given).logits
+    logits = torch.zeros(*tokens_BT.shape, pair.vocab_size, dtype=kind)
+    for row, real_T in enumerate(real_BT):
+        logits[row, real_T] = pair.theirs(tokens_BT[row : row + 1, real_T]).logits[0]
+    return logits
 
 
 @torch.no_grad()

@@ -10,7 +10,6 @@ Axes: B batch, S source, T time or target, V vocabulary, C width, H heads, D wid
 
 import functools
 import math
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -392,7 +391,3 @@ def round_trip_error(pair: Pair, folder: Path) -> float:
 def laws(pair: Pair) -> Any:
     """The module that measures what needs no oracle of ours: padding, caches, rows alone."""
     return parity_encdec if pair.config.family in PAIRS else parity
-
-
-def new_folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix="stemma-parity-"))

@@ -5,12 +5,16 @@ heads, windows, biases, ties, activations, schemes of angles. What comes out is 
 cases of docs/parity.md: see `docs/measure_parity.py --random`.
 """
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from random import Random
 from typing import Any
 
 import torch
 
+from tests.models import parity_encdec
 from tests.models.oracles import (
     baichuan,
     bloom,
@@ -149,7 +153,9 @@ def draw_gemma3(r: Random) -> Any:
     numbers = {**grouped(r), "head_dim": 2 * r.randint(2, 9)}
     dim = numbers["head_dim"]
     near = {"rope_type": "default", "rope_theta": r.choice([70.0, 1e4])}
-    rope = {"full_attention": angles(r, dim), "sliding_attention": near}
+    far = angles(r, dim)
+    far.pop("truncate", None)  # a key that the class does not read in these objects
+    rope = {"full_attention": far, "sliding_attention": near}
     types = r.choice([{}, {"layer_types": kinds(r, numbers["num_hidden_layers"])}])
     return gemma3.gemma3(
         **numbers,
@@ -344,3 +350,32 @@ def raise_voice(theirs: Any, deviation: float) -> None:
         wide = theirs.model["norm"]
     if deviation < 1.2:
         wide.weight.mul_(1.6 / deviation)
+
+
+def in_double(pair: Any) -> Any:
+    """Both networks in double precision; to be run inside `unrounded`."""
+    ours, theirs = copy.deepcopy(pair.ours).double(), copy.deepcopy(pair.theirs).double()
+    return replace(pair, ours=ours, theirs=parity_encdec.raised(theirs))
+
+
+@contextmanager
+def unrounded() -> Iterator[None]:
+    """Inside, the oracles compute in double precision also what they always round to single."""
+    tensor, softmax = torch.Tensor, torch.nn.functional.softmax
+    to, single = tensor.to, tensor.float
+
+    def stay(x: torch.Tensor, *given: Any, **more: Any) -> torch.Tensor:
+        return (
+            x if given == (torch.float32,) and x.dtype == torch.float64 else to(x, *given, **more)
+        )
+
+    def soft(x: torch.Tensor, *given: Any, dtype: Any = None, **more: Any) -> torch.Tensor:
+        return softmax(x, *given, dtype=None if x.dtype == torch.float64 else dtype, **more)
+
+    tensor.to = stay
+    tensor.float = lambda x: x if x.dtype == torch.float64 else single(x)
+    torch.nn.functional.softmax = soft
+    try:
+        yield
+    finally:
+        tensor.to, tensor.float, torch.nn.functional.softmax = to, single, softmax

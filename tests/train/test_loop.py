@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stemma import api
 from stemma.core.errors import DivergedError
 from stemma.models import llama
 from stemma.nn.initial import initialise
@@ -176,3 +177,11 @@ def test_embeddings_take_their_own_rate():
     for name, parameter in model.named_parameters():
         moved = (parameter.detach() - before[name]).abs().max().item()
         assert moved == pytest.approx(4e-3 if name == "embedding.weight" else 1e-3, rel=1e-6), name
+
+
+def test_learned_positions_take_the_rate_of_embeddings():
+    """A table of places is as seldom touched as one of words."""
+    model = api.build("gpt2", width=8, depth=1, num_heads=2, vocab_size=11, context=4)
+    groups = adamw(model, AdamW(embedding_rate=4.0), learning_rate=1).param_groups
+    fast = {id(p) for group in groups if group["scale"] == 4.0 for p in group["params"]}
+    assert fast == {id(model.embedding.weight), id(model.position.weight)}

@@ -99,6 +99,12 @@ def _rope(foreign: Mapping[str, Any], kind: str) -> tuple[Any, dict[str, Any]]:
     return (foreign.get(old, default) if base is None else base), scaling
 
 
+def expresses(config: Gemma3Config) -> bool:
+    """Whether transformers has such angles: it always rounds the ends of YaRN's ramp here."""
+    scalings = (config.rope_scaling, config.local_rope_scaling)
+    return all(getattr(scaling, "whole", True) for scaling in scalings)
+
+
 def config_to_foreign(config: Gemma3Config) -> dict[str, Any]:
     """What `config.json` says of the network."""
     windowed = tuple(at for at in range(config.depth) if config.sees(at) is not None)

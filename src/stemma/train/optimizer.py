@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import nn
 
 from stemma.core.config import StrictModel
+from stemma.nn.embedding import LearnedPositions
 
 
 class AdamW(StrictModel):
@@ -28,7 +29,8 @@ class AdamW(StrictModel):
 
 def adamw(model: nn.Module, numbers: AdamW, *, learning_rate: float) -> torch.optim.AdamW:
     """An optimizer over the trainable parameters; each group's `scale` multiplies its rate."""
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    tables = (nn.Embedding, LearnedPositions)
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, tables)}
     groups: dict[str, list[nn.Parameter]] = {"embedding": [], "matrix": [], "vector": []}
     for parameter in model.parameters():
         if parameter.requires_grad:

@@ -126,7 +126,7 @@ def baichuan(**changed):
 CASES = {
     "baichuan 7b": lambda: baichuan(**LENGTH),
     "baichuan 13b": lambda: baichuan(model_max_length=40, auto_map=CODE),
-    "baichuan2 7b": lambda: baichuan(
+    "baichuan 2 7b": lambda: baichuan(
         **LENGTH,
         z_loss_weight=0,
         num_hidden_layers=3,
@@ -135,7 +135,7 @@ CASES = {
         intermediate_size=51,
         vocab_size=61,
     ),
-    "baichuan2 13b": lambda: baichuan(
+    "baichuan 2 13b": lambda: baichuan(
         z_loss_weight=0, num_hidden_layers=4, hidden_size=70, num_attention_heads=5
     ),
     "baichuan 13b twelve heads, tied": lambda: baichuan(
