@@ -5,7 +5,7 @@ import torch
 
 from stemma.nn.cache import LayerCache, Slots
 from stemma.nn.context import Context
-from stemma.nn.mask import Causal, Window
+from stemma.nn.mask import Causal, Prefix, Window
 
 CLOSE = {"rtol": 0, "atol": 1e-9}
 CHUNKS = [(9,), (1,) * 9, (4, 5), (1, 8), (8, 1), (3, 1, 1, 4), (2, 3, 4)]
@@ -183,6 +183,65 @@ def test_a_window_counts_tokens_and_not_the_padding_between(build, tokens_of, wi
     for n, length in enumerate(lengths):
         alone = model(rows[n : n + 1, : length + 30])[0]
         torch.testing.assert_close(torch.cat(found[n]), alone, **CLOSE)
+
+
+def test_a_kept_prefix_goes_on_several_ways(model, tokens_of):
+    """What was read once is the prefix of several texts; none of them feels the others."""
+    prefix, ways = tokens_of(1, 6), [tokens_of(1, 4, seed) for seed in (5, 6, 7)]
+    kept = model.new_cache(10)
+    first = model(prefix, Context(caches=kept))
+    for way in (*ways, ways[0]):
+        fork = kept.fork()
+        parts = [model(part, Context(caches=fork)) for part in way.split((1, 3), dim=1)]
+        whole = model(torch.cat((prefix, way), dim=1))
+        torch.testing.assert_close(torch.cat((first, *parts), dim=1), whole, **CLOSE)
+    assert kept.length == 6
+
+
+@pytest.mark.parametrize("windows", [(2, 5), (4, None)], ids=str)
+def test_a_forked_window_goes_on_by_itself(build, tokens_of, windows):
+    model, tokens = windowed(build, *windows), tokens_of(2, 30)
+    kept = model.new_cache(30)
+    model(tokens[:, :17], Context(caches=kept))
+    for _ in range(2):
+        fork = kept.fork()
+        parts = [model(part, Context(caches=fork)) for part in tokens[:, 17:].split((1, 12), dim=1)]
+        torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens)[:, 17:], **CLOSE)
+
+
+def test_a_pass_that_is_refused_leaves_the_cache_as_it_was(model, tokens_of):
+    cache, tokens = model.new_cache(4), tokens_of(1, 6)
+    first = model(tokens[:, :2], Context(caches=cache))
+    with pytest.raises(ValueError, match="cache of 4 slots cannot hold 6 tokens"):
+        model(tokens[:, 2:], Context(caches=cache))
+    second = model(tokens[:, 2:4], Context(caches=cache))
+    whole = model(tokens[:, :4])
+    torch.testing.assert_close(torch.cat((first, second), dim=1), whole, **CLOSE)
+
+
+def test_a_row_that_rested_costs_nothing_once_it_has_left(build, tokens_of):
+    """While it may go on its tokens are kept; when it leaves, the window is small again."""
+    model = windowed(build, 4, 4)
+    cache, tokens = model.new_cache(900), tokens_of(2, 300)
+    for place in range(300):
+        positions = torch.tensor([[place], [place if place < 9 else -1]])
+        model(tokens[:, place : place + 1], Context(caches=cache, positions_BT=positions))
+    large = cache.nbytes
+    cache.select(torch.tensor([0]))
+    for place in range(300, 340):
+        model(tokens[:1, :1], Context(caches=cache, positions_BT=torch.tensor([[place]])))
+    assert cache.nbytes < large / 8
+
+
+def test_a_prefix_that_looks_ahead_is_read_in_one_pass(build, tokens_of):
+    model, tokens = build("llama"), tokens_of(1, 9)
+    for block in model.blocks:
+        block.attention.mask = Prefix(5)
+    cache = model.new_cache(9)
+    parts = [model(part, Context(caches=cache)) for part in tokens.split((5, 1, 3), dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens), **CLOSE)
+    with pytest.raises(ValueError, match="a prefix of 5 tokens must be read in one pass, got 3"):
+        model(tokens[:, :3], Context(caches=model.new_cache(9)))
 
 
 def test_a_window_takes_the_same_memory_however_long_the_text(build, tokens_of):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from stemma.nn.cache import Slots, TensorState
 from stemma.nn.cells import Carry, Cell, GateHidden, GateInput
 from stemma.nn.context import Context
-from stemma.nn.recurrent import by_time, carry_of, chosen
+from stemma.nn.recurrent import by_time, carry_of, chosen, stacked
 from stemma.nn.residual import Losses
 
 
@@ -89,6 +89,16 @@ def align(scores_BTM: Tensor, real_BM: Tensor | None) -> Tensor:
     return weights_BTM.masked_fill(padding_B1M, 0.0)
 
 
+def first_real(memory_BMC: Tensor, real_BM: Tensor | None) -> Tensor:
+    """The first real token of each row's memory (B, C); zeros of an empty one."""
+    if not memory_BMC.shape[1]:
+        return memory_BMC.new_zeros(len(memory_BMC), memory_BMC.shape[2])
+    if real_BM is None:
+        return memory_BMC[:, 0]
+    rows_B = torch.arange(len(memory_BMC), device=memory_BMC.device)
+    return memory_BMC[rows_B, real_BM.long().argmax(1)]
+
+
 class AlignedRecurrence(nn.Module):
     """A cell that looks at the memory before each step, arXiv:1409.0473, section 3.1.
 
@@ -141,7 +151,11 @@ class AlignedRecurrence(nn.Module):
             outputs.append(torch.cat((carry[0], seen_BC), dim=-1))
             weights.append(weights_B1M.squeeze(1))
         state.put(**dict(zip(self.cell.carried, carry, strict=True)))
-        return torch.stack(outputs, 1), torch.stack(weights, 1)
+        width = self.width + memory.shape[-1]
+        return (
+            stacked(outputs, like=x_BTC, width=width),
+            stacked(weights, like=x_BTC, width=memory.shape[1]),
+        )
 
     def _remember(self, state: TensorState, context: Context) -> None:
         """At the first pass: keep the memory, its keys and its padding, and begin from it."""
@@ -151,11 +165,9 @@ class AlignedRecurrence(nn.Module):
         if memory_BMC is None:
             raise ValueError("the decoder needs a memory: encode the source first")
         state.put(memory=memory_BMC, keys=self.alignment.keys(memory_BMC))
-        first_B = memory_BMC.new_zeros(len(memory_BMC), dtype=torch.long)
         if real_BM is not None:
             state.put(real=real_BM)
-            first_B = real_BM.long().argmax(1)
-        first_BC = memory_BMC[torch.arange(len(memory_BMC), device=first_B.device), first_B]
+        first_BC = first_real(memory_BMC, real_BM)
         begin_BC = torch.tanh(self.begin(first_BC[:, first_BC.shape[1] // 2 :]))
         carry = (begin_BC, *(torch.zeros_like(begin_BC) for _ in self.cell.carried[1:]))
         state.put(**dict(zip(self.cell.carried, carry, strict=True)))

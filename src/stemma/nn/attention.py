@@ -36,7 +36,8 @@ def attend(
 
     A query that sees no key (padding) gives zeros, not NaN.
     """
-    if visible.block is not None and not dropout:
+    if visible.block is not None:
+        assert not dropout, "blocks are never made for layers that drop scores"
         return attend_blocks(query_BHTD, key_BGSD, value_BGSD, visible.block, scale=scale)
     mask = visible.mask
     if mask is not None and mask.is_floating_point():
@@ -51,6 +52,15 @@ def attend(
         scale=scale,
         enable_gqa=query_BHTD.shape[1] != key_BGSD.shape[1],
     )
+
+
+def split_heads(x_BTC: Tensor, head_dim: int) -> Tensor:
+    """The heads side by side in a tensor apart, (B, T, H, D).
+
+    They are split by their width, so tensor parallel, which leaves some to each rank, needs no
+    change here.
+    """
+    return x_BTC.unflatten(-1, (-1, head_dim))
 
 
 class Attention(nn.Module):
@@ -91,9 +101,8 @@ class Attention(nn.Module):
         return LayerCache(slots[self.mask.window])
 
     def forward(self, x_BTC: Tensor, context: Context) -> tuple[Tensor, Losses]:
-        # heads are unflattened by their width: tensor parallel then needs no change here
         query, key, value = (
-            projection(x_BTC).unflatten(-1, (-1, self.head_dim))
+            split_heads(projection(x_BTC), self.head_dim)
             for projection in (self.query, self.key, self.value)
         )
         position, tables = self.position, context.tables[self.mask, self.position]
@@ -143,7 +152,7 @@ class CrossAttention(nn.Module):
         return TensorState()
 
     def forward(self, x_BTC: Tensor, context: Context) -> tuple[Tensor, Losses]:
-        query_BHTD = self._heads(self.query(x_BTC))
+        query_BHTD = split_heads(self.query(x_BTC), self.head_dim).transpose(1, 2)
         key_BHMD, value_BHMD = self._memory(context)
         dropout = self.dropout.p if self.training else 0.0
         real_BM = context.memory_padding_BM
@@ -160,11 +169,9 @@ class CrossAttention(nn.Module):
         if key is None or value is None:
             if context.memory_BMC is None:
                 raise ValueError("cross attention needs a memory: encode the source first")
-            key = self._heads(self.key(context.memory_BMC))
-            value = self._heads(self.value(context.memory_BMC))
+            key, value = (
+                split_heads(projection(context.memory_BMC), self.head_dim).transpose(1, 2)
+                for projection in (self.key, self.value)
+            )
             state.put(key=key, value=value)
         return key, value
-
-    def _heads(self, x_BTC: Tensor) -> Tensor:
-        heads_BHTD: Tensor = x_BTC.view(*x_BTC.shape[:-1], -1, self.head_dim).transpose(1, 2)
-        return heads_BHTD

@@ -25,6 +25,9 @@ class State(Protocol):
     def select(self, rows: Tensor) -> None:
         """Keep only these rows of the batch, in this order."""
 
+    def fork(self, slots: Mapping[int | None, "Slots"]) -> "State":
+        """A copy that goes on by itself, on slots of its own."""
+
 
 class Slots:
     """The positions of the slots that layers with one window share; `window` None keeps all.
@@ -45,25 +48,37 @@ class Slots:
             rows = max(len(past_BS), len(positions_BT))
             past_BS, positions_BT = past_BS.expand(rows, -1), positions_BT.expand(rows, -1)
             if self.window is not None:
-                both = torch.cat((past_BS, positions_BT), dim=1)
-                self.holes = self._count_holes(both) if ragged else self.holes
+                self.holes = self._count_holes(past_BS) if ragged else self.holes
                 past_BS = past_BS[:, max(0, past_BS.shape[1] - self.window - self.holes + 1) :]
             positions_BT = torch.cat((past_BS, positions_BT), dim=1)
             self.kept = past_BS.shape[1]
-        elif ragged and self.window is not None:
-            self.holes = self._count_holes(positions_BT)
         self.positions_BS = positions_BT
         return positions_BT
 
     def _count_holes(self, positions_BS: Tensor) -> int:
-        """Padding behind the first token of a row, at most over the rows."""
-        begun_BS = (positions_BS >= 0).cummax(dim=1).values
-        return max(self.holes, int((begun_BS & (positions_BS < 0)).sum(1).max()))
+        """Padding between and behind the last `window - 1` tokens of a row, at most over the rows.
+
+        A row that pauses may go on, so the tokens that it will then see are kept until it leaves.
+        """
+        assert self.window is not None
+        real_BS = positions_BS >= 0
+        later_BS = real_BS.flip(1).cumsum(1).flip(1)  # tokens from here to the end
+        begun_BS = real_BS.cummax(dim=1).values
+        holes_BS = ~real_BS & begun_BS & (later_BS < self.window)
+        return int(holes_BS.sum(1).max()) if holes_BS.numel() else 0
 
     def select(self, rows: Tensor) -> None:
         """Keep only these rows of the batch, in this order."""
         if self.positions_BS is not None and len(self.positions_BS) > 1:
             self.positions_BS = self.positions_BS[rows]
+            if self.holes:
+                self.holes = self._count_holes(self.positions_BS)
+
+    def fork(self) -> "Slots":
+        """The same slots again, to be extended on their own."""
+        twin = Slots(self.capacity, self.window)
+        twin.holes, twin.kept, twin.positions_BS = self.holes, self.kept, self.positions_BS
+        return twin
 
 
 class LayerCache:
@@ -76,14 +91,8 @@ class LayerCache:
         self.value: Tensor | None = None
 
     def add(self, key_BGTD: Tensor, value_BGTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Append new keys and values; return the visible ones, as views of the cache.
-
-        Raises ValueError where the capacity is exceeded.
-        """
+        """Append new keys and values; return the visible ones, as views of the cache."""
         new = key_BGTD.shape[2]
-        if self.slots.window is None and self.end + new > self.slots.capacity:
-            what = f"cache of {self.slots.capacity} slots cannot hold {self.end + new} tokens"
-            raise ValueError(what)
         self.start = self.end - self.slots.kept
         if self.key is None or self.value is None or self.end + new > self.key.shape[2]:
             self._make_room(key_BGTD, value_BGTD)
@@ -119,6 +128,14 @@ class LayerCache:
         new_BGSD[:, :, : self.end] = old_BGSD[:, :, : self.end][rows]
         return new_BGSD
 
+    def fork(self, slots: Mapping[int | None, Slots]) -> "LayerCache":
+        """A copy that goes on by itself, on slots of its own."""
+        twin = LayerCache(slots[self.slots.window])
+        twin.start, twin.end = self.start, self.end
+        twin.key = None if self.key is None else self.key.clone()
+        twin.value = None if self.value is None else self.value.clone()
+        return twin
+
     @property
     def nbytes(self) -> int:
         """Bytes allocated."""
@@ -145,6 +162,12 @@ class TensorState:
     def select(self, rows: Tensor) -> None:
         """Keep only these rows of the batch, in this order."""
         self.tensors = {name: tensor[rows] for name, tensor in self.tensors.items()}
+
+    def fork(self, slots: Mapping[int | None, Slots]) -> "TensorState":
+        """A copy; what is left in it later does not reach this one."""
+        twin = TensorState()
+        twin.tensors = {name: tensor.clone() for name, tensor in self.tensors.items()}
+        return twin
 
     @property
     def nbytes(self) -> int:
@@ -176,7 +199,13 @@ class Cache:
         self.ragged = False
 
     def extend(self, positions_BT: Tensor, *, ragged: bool) -> dict[int | None, Tensor]:
-        """Give the next slots their positions; returns those of all visible slots by window."""
+        """Give the next slots their positions; returns those of all visible slots by window.
+
+        Raises ValueError, with nothing changed, where the capacity is exceeded.
+        """
+        length = self.length + positions_BT.shape[1]
+        if length > self.capacity:
+            raise ValueError(f"cache of {self.capacity} slots cannot hold {length} tokens")
         self.length += positions_BT.shape[1]
         self.ragged = self.ragged or ragged
         return {
@@ -191,6 +220,16 @@ class Cache:
         for states in self.layers:
             for state in states.values():
                 state.select(rows)
+
+    def fork(self) -> "Cache":
+        """A copy that goes on by itself: what was read once is the prefix of several texts."""
+        slots = {window: each.fork() for window, each in self.slots.items()}
+        layers = [
+            {name: state.fork(slots) for name, state in states.items()} for states in self.layers
+        ]
+        twin = Cache(layers, slots, self.capacity)
+        twin.length, twin.ragged = self.length, self.ragged
+        return twin
 
     @property
     def nbytes(self) -> int:

@@ -108,7 +108,7 @@ class Normalised:
     def start(self, tokens: Tokens) -> Memory:
         matrix = _zeros(tokens)
         unit_BHT = tokens.key.unit_BHT
-        unit_BH = None if unit_BHT is None else torch.full_like(unit_BHT[:, :, 0], NOTHING)
+        unit_BH = None if unit_BHT is None else unit_BHT.new_full(unit_BHT.shape[:2], NOTHING)
         return Memory(matrix, matrix[..., 0].clone(), unit_BH)
 
     def step(self, tokens: Tokens, memory: Memory) -> tuple[Tensor, Memory]:
@@ -183,7 +183,7 @@ class Delta:
 
 def recurrent(rule: Rule, tokens: Tokens, memory: Memory | None = None) -> tuple[Tensor, Memory]:
     """All reads (B, H, T, D) and the last memory, one token after the other."""
-    memory, reads = memory or rule.start(tokens), []
+    memory, reads = memory or rule.start(tokens), [tokens.value_BHTD[:, :, :0]]
     for at in range(tokens.value_BHTD.shape[2]):
         read, memory = rule.step(tokens.part(at, at + 1), memory)
         reads.append(read)
@@ -194,7 +194,7 @@ def chunked(
     rule: Rule, tokens: Tokens, memory: Memory | None = None, *, size: int = 64
 ) -> tuple[Tensor, Memory]:
     """All reads (B, H, T, D) and the last memory, `size` tokens at once."""
-    memory, reads = memory or rule.start(tokens), []
+    memory, reads = memory or rule.start(tokens), [tokens.value_BHTD[:, :, :0]]
     for start in range(0, tokens.value_BHTD.shape[2], size):
         read, memory = rule.chunk(tokens.part(start, start + size), memory)
         reads.append(read)

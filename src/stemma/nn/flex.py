@@ -7,7 +7,7 @@ nothing. Both give the same numbers, which the tests check.
 Axes: B batch, T queries, S keys, H heads, G key-value heads, D width of one head
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -16,11 +16,31 @@ from torch import Tensor
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 LEAST = 128  # queries and keys below which whole blocks cannot be skipped
+NARROWEST = 16  # width of a head below which the compiled kernel refuses
+PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def pays(query_BT: Tensor, key_BS: Tensor) -> bool:
-    """Whether blocks are worth it: on a GPU, for passes of many tokens."""
-    return query_BT.is_cuda and min(query_BT.shape[1], key_BS.shape[1]) >= LEAST
+def on_gpu(tensor: Tensor) -> bool:
+    """Whether the compiled kernel can run."""
+    return tensor.is_cuda
+
+
+def pays(query_BT: Tensor, key_BS: Tensor, layers: Iterable[Any]) -> bool:
+    """Whether blocks are worth it, and every layer that would use them can.
+
+    On a GPU, for passes of many tokens, without gradients: those of blocks have not been compared
+    on a GPU yet, and a CPU has none. The kernel knows no dropout of scores: layers that drop while
+    they train get a mask instead.
+    """
+    long = min(query_BT.shape[1], key_BS.shape[1]) >= LEAST
+    if not (on_gpu(query_BT) and long) or torch.is_grad_enabled():
+        return False
+    return all(
+        layer.head_dim >= NARROWEST
+        and layer.query.weight.dtype in PRECISIONS
+        and not (layer.training and layer.dropout.p)
+        for layer in layers
+    )
 
 
 def block_mask(visible: MaskMod, rows: int, query_length: int, key_length: int, device: Any) -> Any:

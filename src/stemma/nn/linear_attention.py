@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from stemma.nn.attention import NO_BIAS, Biases
+from stemma.nn.attention import NO_BIAS, Biases, split_heads
 from stemma.nn.cache import Slots, TensorState
 from stemma.nn.context import Context
 from stemma.nn.fast_weight import NOTHING, Memory, Rule, Tokens, chunked, recurrent
@@ -73,7 +73,10 @@ class LinearAttention(nn.Module):
 
     def _tokens(self, x_BTC: Tensor, context: Context) -> Tokens:
         projections = self.query, self.key, self.value
-        query, key, value = (self._heads(projection(x_BTC)) for projection in projections)
+        query, key, value = (
+            split_heads(raised(projection(x_BTC)), self.head_dim).transpose(1, 2)
+            for projection in projections
+        )
         rate_BTH = None if self.beta is None else raised(self.beta(x_BTC)).sigmoid()
         return Tokens(
             self.feature_map(query),
@@ -82,10 +85,6 @@ class LinearAttention(nn.Module):
             None if rate_BTH is None else rate_BTH.transpose(1, 2),
             runs(context.document_ids_BT, context.real_BT),
         )
-
-    def _heads(self, x_BTC: Tensor) -> Tensor:
-        # heads are split by their width: tensor parallel then needs no change here
-        return raised(x_BTC).view(*x_BTC.shape[:-1], -1, self.head_dim).transpose(1, 2)
 
 
 def raised(x: Tensor) -> Tensor:

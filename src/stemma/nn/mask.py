@@ -37,6 +37,10 @@ class Both:
     second: Mask
 
     @property
+    def ahead(self) -> int:
+        return min(getattr(mask, "ahead", 0) for mask in (self.first, self.second))
+
+    @property
     def window(self) -> int | None:
         reaches = [mask.window for mask in (self.first, self.second) if mask.window is not None]
         return min(reaches, default=None)
@@ -106,10 +110,15 @@ class Window:
 class Prefix:
     """Causal, but the first `length` positions see each other whole, arXiv:1910.10683, section 3.2.
 
-    A prefix longer than the text so far shows only what is there.
+    A prefix longer than the text shows only what is there. With a cache the whole prefix must be
+    read in the first pass (`ahead`): its first tokens see its last ones.
     """
 
     length: int
+
+    @property
+    def ahead(self) -> int:
+        return self.length
 
     @property
     def window(self) -> None:

@@ -9,7 +9,7 @@ faster than the loop here.
 Axes: B batch, T time, C width, G the gates' width
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -41,7 +41,7 @@ def document_starts(ids_BT: Tensor, real_BT: Tensor | None) -> Tensor:
     ids_BT, real_BT = ids_BT.expand(rows, -1), real_BT.expand(rows, -1)
     places = torch.arange(ids_BT.shape[1], device=ids_BT.device)
     last_BT = torch.where(real_BT, places, -1).cummax(1).values
-    before_BT = nn.functional.pad(last_BT[:, :-1], (1, 0), value=-1)
+    before_BT = nn.functional.pad(last_BT, (1, 0), value=-1)[:, :-1]
     # a row's first real token may say either: it begins from zeros anyhow
     return real_BT & (ids_BT != ids_BT.gather(1, before_BT.clamp(min=0)))
 
@@ -65,7 +65,12 @@ def unroll(
         new = step(part_BG, carry)
         carry = chosen(paused[time], carry, new) if time in paused else new
         outputs.append(carry[0])
-    return torch.stack(outputs, 1), carry
+    return stacked(outputs, like=part_BTG, width=carry[0].shape[-1]), carry
+
+
+def stacked(steps: Sequence[Tensor], *, like: Tensor, width: int) -> Tensor:
+    """What left at each step (B, width), side by side in time (B, T, width); T may be 0."""
+    return torch.stack(list(steps), 1) if steps else like.new_empty(len(like), 0, width)
 
 
 class Recurrence(nn.Module):

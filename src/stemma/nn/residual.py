@@ -45,14 +45,23 @@ class Residual(Protocol):
         """What leaves the stack, (B, T, C)."""
 
 
+def one_stream(x_BTC: Tensor) -> Tensor:
+    """What was embedded, as it is: the `begin` of every scheme but ResiDual."""
+    return x_BTC
+
+
+def normed(x_BTC: Tensor, norm: nn.Module) -> Tensor:
+    """The final norm of the stream: the `finish` that belongs to `one_stream`."""
+    normed_BTC: Tensor = norm(x_BTC)
+    return normed_BTC
+
+
 @dataclass(frozen=True)
 class PreNorm:
     """x + f(norm(x)): the placement of GPT-2 and of nearly all since, arXiv:2002.04745, table 1."""
 
     post_norms: ClassVar[bool] = False
-
-    def begin(self, x_BTC: Tensor) -> Tensor:
-        return x_BTC
+    begin, finish = staticmethod(one_stream), staticmethod(normed)
 
     def __call__(self, x_BTC: Tensor, sublayers: Sequence[Sublayer]) -> tuple[Tensor, Losses]:
         losses: Losses = {}
@@ -61,10 +70,6 @@ class PreNorm:
             x_BTC = x_BTC + update_BTC
             losses |= new_losses
         return x_BTC, losses
-
-    def finish(self, x_BTC: Tensor, norm: nn.Module) -> Tensor:
-        normed: Tensor = norm(x_BTC)
-        return normed
 
 
 @dataclass(frozen=True)
@@ -75,9 +80,7 @@ class PostNorm:
     """
 
     post_norms: ClassVar[bool] = False
-
-    def begin(self, x_BTC: Tensor) -> Tensor:
-        return x_BTC
+    begin, finish = staticmethod(one_stream), staticmethod(normed)
 
     def __call__(self, x_BTC: Tensor, sublayers: Sequence[Sublayer]) -> tuple[Tensor, Losses]:
         losses: Losses = {}
@@ -87,19 +90,13 @@ class PostNorm:
             losses |= new_losses
         return x_BTC, losses
 
-    def finish(self, x_BTC: Tensor, norm: nn.Module) -> Tensor:
-        normed: Tensor = norm(x_BTC)
-        return normed
-
 
 @dataclass(frozen=True)
 class Parallel:
     """x + f(norm(x)) + g(norm'(x)): sublayers read one stream, arXiv:2204.06745, section 2.1."""
 
     post_norms: ClassVar[bool] = False
-
-    def begin(self, x_BTC: Tensor) -> Tensor:
-        return x_BTC
+    begin, finish = staticmethod(one_stream), staticmethod(normed)
 
     def __call__(self, x_BTC: Tensor, sublayers: Sequence[Sublayer]) -> tuple[Tensor, Losses]:
         losses: Losses = {}
@@ -109,10 +106,6 @@ class Parallel:
             update_BTC = update_BTC + part_BTC
             losses |= new_losses
         return update_BTC, losses
-
-    def finish(self, x_BTC: Tensor, norm: nn.Module) -> Tensor:
-        normed: Tensor = norm(x_BTC)
-        return normed
 
 
 @dataclass(frozen=True)
@@ -153,9 +146,7 @@ class Sandwich:
     """
 
     post_norms: ClassVar[bool] = True
-
-    def begin(self, x_BTC: Tensor) -> Tensor:
-        return x_BTC
+    begin, finish = staticmethod(one_stream), staticmethod(normed)
 
     def __call__(self, x_BTC: Tensor, sublayers: Sequence[Sublayer]) -> tuple[Tensor, Losses]:
         losses: Losses = {}
@@ -166,19 +157,13 @@ class Sandwich:
             losses |= new_losses
         return x_BTC, losses
 
-    def finish(self, x_BTC: Tensor, norm: nn.Module) -> Tensor:
-        normed: Tensor = norm(x_BTC)
-        return normed
-
 
 @dataclass(frozen=True)
 class Chain:
     """f(norm(x)): no residual path at all, as recurrent networks are stacked (arXiv:1308.0850)."""
 
     post_norms: ClassVar[bool] = False
-
-    def begin(self, x_BTC: Tensor) -> Tensor:
-        return x_BTC
+    begin, finish = staticmethod(one_stream), staticmethod(normed)
 
     def __call__(self, x_BTC: Tensor, sublayers: Sequence[Sublayer]) -> tuple[Tensor, Losses]:
         losses: Losses = {}
@@ -186,7 +171,3 @@ class Chain:
             x_BTC, new_losses = layer(norm(x_BTC), context)
             losses |= new_losses
         return x_BTC, losses
-
-    def finish(self, x_BTC: Tensor, norm: nn.Module) -> Tensor:
-        normed: Tensor = norm(x_BTC)
-        return normed

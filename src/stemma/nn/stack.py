@@ -111,12 +111,12 @@ def prepare(
 ) -> Context:
     """Build each distinct table and each distinct visibility once for the whole stack."""
     layers = [layer for each in sublayers_of(blocks) for layer in each.values()]
-    looking = {(layer.mask, layer.position) for layer in layers if hasattr(layer, "mask")}
+    seeing = [layer for layer in layers if hasattr(layer, "mask")]
     uneven = context.positions_BT is not None or context.padding_BT is not None
     keys = {}
     if context.caches is not None:
         keys = context.caches.extend(positions_BT, ragged=uneven)
-    tables, visible = sights(looking, positions_BT, keys, context, relative)
+    tables, visible = sights(seeing, positions_BT, keys, context, relative)
     return replace(
         context,
         tables=tables,
@@ -137,9 +137,14 @@ def place(
     """
     if position is None:
         return x_BTC
-    last = x_BTC.shape[1] + (context.caches.length if context.caches else 0)
-    if position.limit is not None and context.positions_BT is None and last > position.limit:
-        raise ValueError(f"{last} tokens do not fit the model's {position.limit} positions")
+    if position.limit is not None:
+        last = x_BTC.shape[1] + (context.caches.length if context.caches else 0)
+        if (context.positions_BT is not None or context.padding_BT is not None) and last:
+            last = (
+                int(positions_BT.max()) + 1
+            )  # looked up only where it may differ: that waits for a GPU
+        if last > position.limit:
+            raise ValueError(f"{last} tokens do not fit the model's {position.limit} positions")
     placed: Tensor = position(positions_BT)
     return x_BTC + placed.to(x_BTC.dtype)
 
