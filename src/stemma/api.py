@@ -46,6 +46,7 @@ DTYPES = {
     "float64": torch.float64,
 }
 FORMATS = ("hf",)
+LARGEST = 1 << 48  # of any number of a network
 Spoken = Mapping[str, Any]  # a message as JSON has it
 SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
@@ -67,6 +68,20 @@ def config_class(family: str) -> type[Any]:
         raise UsageError(f"unknown family {family!r}", place="family", fix=fix)
     kinds = [k for k in vars(_family(family)).values() if isinstance(k, type)]
     return next(kind for kind in kinds if getattr(kind, "family", None) == family)
+
+
+def network(model: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Family and numbers of `{family: …, numbers}` or `{preset: …, numbers}`, as recipes say them.
+
+    Numbers given beside a preset replace the preset's. Raises UsageError for an unknown preset.
+    """
+    numbers = {key: value for key, value in model.items() if key not in ("family", "preset")}
+    if "preset" not in model:
+        return str(model.get("family", "")), numbers
+    known, name = presets(), str(model["preset"])
+    if name not in known:
+        raise UsageError(f"unknown preset {name!r}", place="preset", fix=nearest(name, known))
+    return known[name], {**_family(known[name]).PRESETS[name], **numbers}
 
 
 def does(family: str) -> str:
@@ -124,7 +139,7 @@ def _choose(name: str, numbers: Mapping[str, Any]) -> tuple[str, dict[str, Any]]
     if name in families() and name not in known:
         return name, {}
     if name not in known:
-        fix = nearest(name, [*families(), *known])
+        fix = nearest(name, {*families(), *known})
         raise UsageError(f"unknown family or preset {name!r}", place="name", fix=fix)
     return known[name], {**_family(known[name]).PRESETS[name], **numbers}
 
@@ -134,15 +149,20 @@ def _config(family: str, numbers: Mapping[str, Any]) -> Any:
     try:
         return kind(**numbers)
     except ValidationError as error:
-        raise _complaint(error, family, kind) from error
+        raise _complaint(error, family, kind, numbers) from error
 
 
-def _complaint(error: ValidationError, name: str, kind: type[StrictModel]) -> UsageError:
+def _complaint(
+    error: ValidationError,
+    name: str,
+    kind: type[StrictModel],
+    numbers: Mapping[str, Any] | None = None,
+) -> UsageError:
     """The first of pydantic's complaints in one line."""
-    found = complaint(error)
+    found = complaint(error, kind, numbers)
     fix = "correct it"
     if found.kind == "extra_forbidden":
-        fix = nearest(found.key, kind.model_fields)
+        fix = "leave it out" if "." in found.key else nearest(found.key, kind.model_fields)
     elif found.kind == "missing":
         fix = f"give {found.key}=…"
     return UsageError(found.what, place=f"{name}: {found.key}" if found.key else name, fix=fix)
@@ -154,9 +174,20 @@ def sketch(family: str, **numbers: Any) -> LanguageModel:
 
 
 def _on_meta(family: str, config: Any) -> LanguageModel:
-    """A model whose parameters have shapes but no memory yet."""
-    with shapes_only():
-        model: LanguageModel = _family(family).build(config)
+    """A model whose parameters have shapes but no memory yet.
+
+    Raises UsageError for numbers that no network can be made of.
+    """
+    too_large = UsageError("too large for any machine", place=family, fix="use smaller numbers")
+    if any(type(value) is int and value > LARGEST for value in config.model_dump().values()):
+        raise too_large
+    try:
+        with shapes_only():
+            model: LanguageModel = _family(family).build(config)
+    except ValueError as error:
+        raise UsageError(str(error), place=family, fix="correct it") from error
+    except (RuntimeError, OverflowError) as error:
+        raise too_large from error
     return model
 
 

@@ -35,7 +35,7 @@ class Size(StrictModel):
         (
             {"width": 3, "heads": 2},
             Complaint(
-                "", "width (3) must be a multiple of heads (2), such as 2 or 4", "value_error"
+                "", "width (3) must be a multiple of heads (2)", "value_error"
             ),
         ),
     ],

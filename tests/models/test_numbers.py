@@ -11,17 +11,17 @@ CASES = [
     (
         "llama",
         {**BASE, "num_heads": 5},
-        "width (24) must be a multiple of num_heads (5), such as 20 or 25",
+        "width (24) must be a multiple of num_heads (5), such as num_heads=4 or width=20",
     ),
     (
         "llama",
         {**BASE, "num_heads": 8},
-        "(3) must be a multiple of 2 (rotary pairs), such as 2 or 4",
+        "(3) must be a multiple of 2 (rotary pairs), such as num_heads=6 or width=16",
     ),
     (
         "llama",
         {**BASE, "head_dim": 7},
-        "(7) must be a multiple of 2 (rotary pairs), such as 6 or 8",
+        "(7) must be a multiple of 2 (rotary pairs), such as head_dim=6",
     ),
     (
         "qwen2",
@@ -31,10 +31,14 @@ CASES = [
     (
         "bloom",
         {**BASE, "num_heads": 7},
-        "width (24) must be a multiple of num_heads (7), such as 21",
+        "width (24) must be a multiple of num_heads (7), such as num_heads=6 or width=21",
     ),
     ("bert", {**BASE, "num_heads": 7}, "width (24) must be a multiple of num_heads (7)"),
-    ("transformer", {**BASE, "encoder_num_heads": 5}, "of encoder_num_heads (5), such as 20 or 25"),
+    (
+        "transformer",
+        {**BASE, "encoder_num_heads": 5},
+        "of encoder_num_heads (5), such as encoder_num_heads=4 or width=30",
+    ),
     ("decoder", {**BASE, "width": 15}, "width (15) must be a multiple of 2 (sines and cosines)"),
     (
         "neox",
@@ -89,3 +93,36 @@ def test_what_does_not_fit_is_told_with_both_numbers(name, numbers, words):
 )
 def test_published_sizes_have_their_names(preset):
     assert api.presets()[preset] in api.families()
+
+
+@pytest.mark.parametrize(("name", "numbers", "words"), CASES, ids=lambda value: str(value)[:40])
+def test_what_is_suggested_fits(name, numbers, words):
+    """Each suggestion by itself mends all of it, not only what was complained of."""
+    with pytest.raises(UsageError) as caught:
+        api.build(name, **numbers)
+    _, _, near = str(caught.value).partition(", such as ")
+    for suggestion in near.partition(";")[0].split(" or ") if near else ():
+        key, value = suggestion.split("=")
+        api.sketch(name, **{**numbers, key: int(value)})
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ({"rope_scaling": {"kind": "yarn", "factor": 4.0}}, "rope_scaling.context: required key"),
+        ({"rope_scaling": {"kind": "linear", "facto": 4.0}}, "rope_scaling.facto: unknown key"),
+        ({"width": 8, "num_heads": 4, "rope_scaling": {"kind": "ntk", "factor": 2.0}}, "NTK"),
+        ({"width": 10**9}, "too large for any machine"),
+        ({"width": 10**19 * 6}, "too large for any machine"),
+        ({"initial_std": float("inf")}, "initial_std"),
+        ({"dept": 2, "depth": None}, "dept: unknown key; did you mean depth"),
+    ],
+    ids=str,
+)
+def test_what_no_network_can_be_made_of_is_one_line(numbers, words):
+    given = {key: value for key, value in {**BASE, **numbers}.items() if value is not None}
+    if "width" in numbers and numbers["width"] > 8:
+        given["num_heads"] = 1
+    with pytest.raises(UsageError) as caught:
+        api.sketch("llama", **given)
+    assert words in str(caught.value) and "\n" not in str(caught.value)

@@ -152,7 +152,7 @@ def test_a_rate_that_diverges_is_a_result_and_not_an_end(recipe):
         ("family: bert, num_heads: 2,", "bert cannot be trained by kind: lineage"),
         ("family: transformer, num_heads: 2,", "cannot be trained by kind: lineage"),
         ("family: gpt2, num_heads: 3,", "width (16) must be a multiple of num_heads (3)"),
-        ("", "networks.gru names no family"),
+        ("", "networks.gru names no family and no preset"),
     ],
 )
 def test_networks_are_checked_before_any_stage_runs(recipe, capsys, changed, words):

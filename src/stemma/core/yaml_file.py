@@ -162,12 +162,14 @@ def build(model: type[Model], node: Node, *, key: str = "") -> Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise from_pydantic(error, node) from error
+        raise from_pydantic(error, node, model, values) from error
 
 
-def from_pydantic(error: ValidationError, node: Node) -> UsageError:
+def from_pydantic(
+    error: ValidationError, node: Node, model: type[Model], values: dict[str, Any]
+) -> UsageError:
     """The first of pydantic's complaints as one line with its place."""
-    key, what, kind = complaint(error)
+    key, what, kind = complaint(error, model, values)
     if kind == "missing":
         return UsageError(what, place=f"{node.place}: {key}", fix="add it")
     return UsageError(what, place=at(node, key) if key else node.place, fix="correct it")

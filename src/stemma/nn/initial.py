@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from stemma.core.seeds import generator_for
 
 WRITES_TO_STREAM = ("output.weight", "down.weight", "experts.down")
-EMBEDDINGS = ("embedding.weight", "position.weight")
+EMBEDDINGS = ("embedding.weight", "position.weight", "segment.weight")  # how their names end
 
 
 def initialise(model: nn.Module, *, seed: int, std: float, depth: int) -> None:
@@ -35,7 +35,7 @@ def initialise_by_fan_in(model: nn.Module, *, seed: int, embedding_std: float) -
     def deviation(name: str, parameter: Tensor) -> float:
         if name.endswith(WRITES_TO_STREAM):
             return 0.0
-        return embedding_std if name in EMBEDDINGS else parameter.shape[-1] ** -0.5
+        return embedding_std if name.endswith(EMBEDDINGS) else parameter.shape[-1] ** -0.5
 
     fill(model, deviation, seed=seed)
 

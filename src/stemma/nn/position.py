@@ -74,6 +74,16 @@ class Rope:
     def __post_init__(self) -> None:
         if self.dim < 2 or self.dim % 2:
             raise ValueError(f"{self.dim} rotary features do not pair: an even number, at least 2")
+        if not isinstance(self.scaling, Unscaled):
+            self._try_scaling()
+
+    def _try_scaling(self) -> None:
+        """Find out now, and not at the first pass, whether the scheme can scale these angles."""
+        try:
+            self.scaling.frequencies(self.dim, self.base, torch.zeros(1, 1, device="cpu"))
+        except (ZeroDivisionError, OverflowError) as error:
+            what = f"angles of base {self.base} cannot be scaled by {self.scaling!r}"
+            raise ValueError(what) from error
 
     @property
     def late(self) -> bool:

@@ -75,7 +75,7 @@ class LineageStage(StrictModel):
     corpus: str = Field(description="the curate stage to train on")
     tokenizer: str = Field(description="the tokenizer stage")
     networks: dict[str, dict[str, Any]] = Field(
-        min_length=2, description="the networks by name, each a family and numbers"
+        min_length=2, description="networks by name: a family or preset, and numbers"
     )
     context: shared.Context
     tokens: int = Field(ge=1, description="tokens of a whole trial, rounded up to steps")
@@ -105,8 +105,8 @@ class LineageStage(StrictModel):
     def _agrees(self) -> "LineageStage":
         multiple("batch_tokens", self.batch_tokens, "context", self.context)
         for name, numbers in self.networks.items():
-            if "family" not in numbers:
-                raise ValueError(f"networks.{name} names no family")
+            if not {"family", "preset"} & numbers.keys():
+                raise ValueError(f"networks.{name} names no family and no preset")
         return self
 
     def steps(self, share: float = 1.0) -> int:
@@ -308,7 +308,7 @@ def trial_result(
 def without_embedding(model: Any) -> int:
     """Parameters of the blocks and norms: what sizes are compared by."""
     outside = (*EMBEDDINGS, "head.weight", "head.bias")
-    return sum(p.numel() for name, p in model.named_parameters() if name not in outside)
+    return sum(p.numel() for name, p in model.named_parameters() if not name.endswith(outside))
 
 
 def summary(
@@ -327,7 +327,7 @@ def summary(
     return {
         "networks": {
             name: {
-                "family": stage.networks[name]["family"],
+                "family": api.network(stage.networks[name])[0],
                 "learning_rate": rows[0]["learning_rate"],
                 **{
                     key: rows[0][key]
@@ -363,10 +363,10 @@ def decode_rows(
     stage: LineageStage, network: str, work: Work, material: Material
 ) -> list[dict[str, Any]]:
     """The cost of a token after each length; the weights do not matter, so they are fresh."""
-    numbers = {key: value for key, value in stage.networks[network].items() if key != "family"}
+    family, numbers = api.network(stage.networks[network])
     lengths = stage.decode.lengths
     numbers |= {"vocab_size": material.tokenizer.vocab_size, "context": 2 * max(lengths)}
-    model = api.build(str(stage.networks[network]["family"]), **numbers)
+    model = api.build(family, **numbers)
     return [asdict(cost) for cost in decode_costs(model, lengths)]
 
 
@@ -390,8 +390,8 @@ def tell_of_sizes(stage: LineageStage) -> None:
     """Warn where networks are of different size: then their curves compare size as well."""
     sizes = {}
     for name, numbers in stage.networks.items():
-        rest = {key: value for key, value in numbers.items() if key != "family"}
-        sketch = api.sketch(str(numbers["family"]), vocab_size=1, context=stage.context, **rest)
+        family, rest = api.network(numbers)
+        sketch = api.sketch(family, **(rest | {"vocab_size": 1, "context": stage.context}))
         sizes[name] = without_embedding(sketch)
     if max(sizes.values()) > 1.5 * min(sizes.values()):
         large, small = max(sizes, key=sizes.__getitem__), min(sizes, key=sizes.__getitem__)

@@ -134,9 +134,9 @@ def prepare_model(stage: MaskedStage, work: Work) -> tuple[Any, Tokenizer]:
     else:
         assert stage.model is not None and stage.tokenizer is not None
         tokenizer = with_marks(api.load_tokenizer(work.inputs[stage.tokenizer].path / "final"))
-        numbers = {key: value for key, value in stage.model.items() if key != "family"}
+        family, numbers = api.network(stage.model)
         numbers |= {"vocab_size": tokenizer.vocab_size, "context": stage.context}
-        model = api.build(str(stage.model["family"]), seed=work.seed, **(numbers | MASKED))
+        model = api.build(family, seed=work.seed, **(numbers | MASKED))
     require_context(stage.context, model, place=work.name)
     return model.to(machine.pick(stage.device)), tokenizer
 

@@ -56,7 +56,7 @@ class PretrainStage(StrictModel):
     corpus: str = Field(description="the curate stage to train on")
     tokenizer: str | None = Field(default=None, description="a tokenizer stage; with `model`")
     model: dict[str, Any] | None = Field(
-        default=None, description="family and numbers of a network"
+        default=None, description="family or preset, and numbers, of a network"
     )
     initial: Literal["gpt-2", "fan-in"] = Field(
         default="gpt-2", description="rule of the first weights; with `model`"
@@ -121,9 +121,9 @@ def prepare_model(stage: PretrainStage, work: Work) -> tuple[Any, Tokenizer]:
     else:
         assert stage.model is not None and stage.tokenizer is not None
         tokenizer = api.load_tokenizer(work.inputs[stage.tokenizer].path / "final")
-        numbers = {key: value for key, value in stage.model.items() if key != "family"}
+        family, numbers = api.network(stage.model)
         numbers |= {"vocab_size": tokenizer.vocab_size, "context": stage.context}
-        model = api.build(str(stage.model["family"]), seed=work.seed, **numbers)
+        model = api.build(family, seed=work.seed, **numbers)
         if stage.initial == "fan-in":
             std = model.config.initial_std
             initialise_by_fan_in(model, seed=work.seed, embedding_std=std)

@@ -4,7 +4,9 @@ A stage names its inputs by an earlier stage's name, by `asset:NAME`, or by a pa
 recipe. Which kind of stage it is decides its keys; each kind is a module of this room.
 """
 
+import json
 import re
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
@@ -217,29 +219,63 @@ def check_models(recipe: Recipe, root: Node) -> None:
 
 
 def check_network(numbers: Node, kind: str, context: int) -> None:
-    """Check family and numbers of one network that a stage of a kind is to train."""
+    """Check family or preset and numbers of one network that a stage of a kind is to train."""
     assert isinstance(numbers.value, dict)
-    family = str(numbers.value["family"].value) if "family" in numbers.value else ""
-    if family not in api.families():
-        place = yaml_file.at(numbers, "family")
-        raise UsageError("unknown family", place=place, fix=nearest(family, api.families()))
+    family, rest = family_of(numbers), {}
     if api.does(family) != DOES[kind]:
         fitting = [name for name in api.families() if api.does(name) == DOES[kind]]
         what = f"{family} cannot be trained by kind: {kind}"
         fix = f"use {', '.join(fitting)}"
         raise UsageError(what, place=yaml_file.at(numbers, "family"), fix=fix)
-    for given in (*GIVEN, *(MASKED if kind == "masked" else ())):
+    for given in GIVEN:
         if given in numbers.value:
-            says = "the tokenizer" if given.endswith("vocab_size") else "the stage"
+            says = "the stage" if given == "context" else "the tokenizer"
             fix = f"remove it: {says} says"
             raise UsageError("is not set here", place=yaml_file.at(numbers, given), fix=fix)
-    rest = {key: child for key, child in numbers.value.items() if key != "family"}
+    if "preset" in numbers.value:
+        chosen = api.network({"preset": str(numbers.value["preset"].value)})[1]
+        rest = {key: as_node(value, numbers.place) for key, value in chosen.items()}
+    rest |= {k: child for k, child in numbers.value.items() if k not in ("family", "preset")}
     for given in GIVEN:
         if given in api.config_class(family).model_fields:
             value = context if given == "context" else 1
             rest[given] = Node(str(value), numbers.place)
     checked = Node(rest, numbers.place, key_places=numbers.key_places)
     yaml_file.build(api.config_class(family), checked)
+
+
+def family_of(numbers: Node) -> str:
+    """The family that a network names itself or by a preset (UsageError)."""
+    assert isinstance(numbers.value, dict)
+    named = {key: str(child.value) for key, child in numbers.value.items()}
+    if "preset" in named:
+        if "family" in named:
+            place = yaml_file.at(numbers, "preset")
+            raise UsageError("family and preset exclude each other", place=place, fix="give one")
+        known = api.presets()
+        if named["preset"] not in known:
+            fix = nearest(named["preset"], known)
+            place = yaml_file.at(numbers, "preset")
+            raise UsageError(f"unknown preset {named['preset']!r}", place=place, fix=fix)
+        return known[named["preset"]]
+    family = named.get("family", "")
+    if family not in api.families():
+        fix = nearest(family, api.families())
+        if family in api.presets():
+            fix = f"it is a preset: preset: {family}"
+        raise UsageError("unknown family", place=yaml_file.at(numbers, "family"), fix=fix)
+    return family
+
+
+def as_node(value: Any, place: str) -> Node:
+    """A number of a preset as if the recipe said it."""
+    if isinstance(value, Mapping):
+        return Node({key: as_node(child, place) for key, child in value.items()}, place)
+    if isinstance(value, list | tuple):
+        return Node([as_node(child, place) for child in value], place)
+    if isinstance(value, str):
+        return Node(value, place, quoted=True)
+    return Node(json.dumps(value), place)
 
 
 def check_trainable(recipe: Recipe, root: Node) -> None:
@@ -254,10 +290,11 @@ def check_trainable(recipe: Recipe, root: Node) -> None:
             continue  # a model from outside: the stage itself will look
         networks[name] = found
         if stage.trainable:
-            rest = {key: value for key, value in found.items() if key != "family"}
+            family, rest = api.network(found)
             rest |= MASKED if isinstance(stage, MaskedStage) else {}
             rest |= labelling(2) if isinstance(stage, ClassifyStage) else {}
-            sketch = api.sketch(str(found["family"]), vocab_size=1, context=stage.context, **rest)
+            given = {"vocab_size": 1, "context": stage.context}
+            sketch = api.sketch(family, **(rest | given))
             place = yaml_file.at(stage_node(root, name), "trainable")
             choose(sketch, stage.trainable, place=place)
 

@@ -71,7 +71,9 @@ class TranslateStage(StrictModel):
     splitting: Splitting = Field(
         default="gpt-2", description="rule that cuts words, by its name in llama.cpp"
     )
-    model: dict[str, Any] = Field(description="family and numbers of an encoder-decoder")
+    model: dict[str, Any] = Field(
+        description="family or preset, and numbers, of an encoder-decoder"
+    )
     context: shared.Context
     epochs: int | None = Field(default=None, ge=1, description="passes over the pairs")
     tokens: shared.Tokens
@@ -256,8 +258,7 @@ def run(stage: TranslateStage, work: Work) -> dict[str, Any]:
 
 def prepare_model(stage: TranslateStage, work: Work, tokenizer: Tokenizer) -> Any:
     """Build the network by its numbers."""
-    family = str(stage.model["family"])
-    numbers = {key: value for key, value in stage.model.items() if key != "family"}
+    family, numbers = api.network(stage.model)
     numbers |= given_numbers(family, tokenizer.vocab_size, stage)
     model: Any = api.build(family, seed=work.seed, **numbers)
     return model.to(machine.pick(stage.device))

@@ -22,6 +22,12 @@ BASE = {
     "eos_token_id": None,
     "pad_token_id": None,
 }
+YARN = {
+    "rope_type": "yarn",
+    "factor": 2.0,
+    "original_max_position_embeddings": 20,
+    "rope_theta": 300.0,
+}
 
 
 def mixtral(**changed):
@@ -69,5 +75,9 @@ CASES = {
         head_dim=6,
         intermediate_size=26,
     ),
+    "mixtral own head width": lambda: mixtral(
+        hidden_size=31, num_attention_heads=5, num_key_value_heads=1, head_dim=6, sliding_window=7
+    ),
+    "mixtral yarn": lambda: mixtral(rope_parameters=YARN, head_dim=8, num_hidden_layers=1),
     "mixtral all experts asked": lambda: mixtral(num_local_experts=4, num_experts_per_tok=4),
 }
