@@ -1,11 +1,14 @@
 """Comparing networks fairly: what differs beyond chance, over seeds and over text.
 
 Two things could have come out otherwise: the seed, and the held-out text. Trials of one seed saw
-the same tokens in the same order, so two networks are compared seed by seed (Student's paired
-interval, 1908) and piece of text by piece of text (bootstrap over pieces, mean over seeds). A
-difference counts as significant only where both 95 % intervals leave out zero. Of many comparisons
-one in twenty would do so by chance, so the limits are Bonferroni's: 5 % over all comparisons with
-the best network.
+the same tokens in the same order, so networks are compared seed by seed, in the two-way table of
+networks and seeds: what a network and a seed do not explain is chance (Fisher, "Statistical methods
+for research workers", 1925, section 42). Its spread is that of all networks together, or of the two
+compared where theirs is larger. Over text it is the bootstrap over pieces, mean over seeds. A
+difference counts as significant only where both intervals leave out zero.
+
+Of many comparisons some would do so by chance. The best network is found in the same data, so it is
+as if every pair were compared: the limits are Bonferroni's, 5 % over all pairs.
 """
 
 import math
@@ -17,7 +20,7 @@ from typing import Any
 import numpy as np
 
 RESAMPLES = 4000
-LEVEL = 0.05  # chance of one false difference among all
+LEVEL = 0.05  # chance of any false difference among all pairs
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ def compare(trials: Mapping[str, Sequence[Trial]], *, seed: int = 0) -> dict[str
     means = {name: mean(t.bits_per_byte for t in rows) for name, rows in trials.items()}
     order = sorted(means, key=means.__getitem__)
     others = order[1:]
-    level = LEVEL / max(1, len(others))
+    level = LEVEL / max(1, len(order) * (len(order) - 1) // 2)
     rows = [
         {
             "network": name,
@@ -47,18 +50,53 @@ def compare(trials: Mapping[str, Sequence[Trial]], *, seed: int = 0) -> dict[str
         }
         for name in order
     ]
-    against = [against_best(name, order[0], trials, level=level, seed=seed) for name in others]
+    chance = unexplained([[t.bits_per_byte for t in trials[name]] for name in order])
+    against = [
+        against_best(name, order[0], trials, chance=chance, level=level, seed=seed)
+        for name in others
+    ]
     return {"order": rows, "against_best": against, "level": level}
 
 
+@dataclass(frozen=True)
+class Chance:
+    """The variance that neither network nor seed explains, and its degrees of freedom."""
+
+    variance: float
+    degrees: int
+
+
+def unexplained(table: Sequence[Sequence[float]]) -> Chance | None:
+    """What is left of a table of networks and seeds beside both means; None for a single seed.
+
+    >>> unexplained([[1.0, 2.0, 3.0], [2.0, 3.0, 4.0]])   # each seed moves both alike
+    Chance(variance=0.0, degrees=2)
+    """
+    networks, seeds = len(table), len(table[0])
+    degrees = (networks - 1) * (seeds - 1)
+    if degrees < 1:
+        return None
+    values = np.array(table, dtype=np.float64)
+    rest = values - values.mean(1, keepdims=True) - values.mean(0) + values.mean()
+    return Chance(float((rest**2).sum() / degrees), degrees)
+
+
 def against_best(
-    name: str, best: str, trials: Mapping[str, Sequence[Trial]], *, level: float, seed: int
+    name: str,
+    best: str,
+    trials: Mapping[str, Sequence[Trial]],
+    *,
+    chance: Chance | None,
+    level: float,
+    seed: int,
 ) -> dict[str, Any]:
     """By how much a network is behind the best, with both intervals."""
     pairs = list(zip(trials[name], trials[best], strict=True))
     if any(a.seed != b.seed for a, b in pairs):
         raise ValueError(f"{name} and {best} were not trained from the same seeds")
-    over_seeds = interval([a.bits_per_byte - b.bits_per_byte for a, b in pairs], level=level)
+    over_seeds = seed_interval(
+        [a.bits_per_byte - b.bits_per_byte for a, b in pairs], chance=chance, level=level
+    )
     over_text = text_interval(pairs, level=level, seed=seed)
     both = [found for found in (over_seeds, over_text) if found is not None]
     return {
@@ -68,6 +106,18 @@ def against_best(
         "over_text": over_text,
         "significant": len(both) == 2 and all(low > 0 for low, _ in both),
     }
+
+
+def seed_interval(
+    differences: Sequence[float], *, chance: Chance | None, level: float
+) -> tuple[float, float] | None:
+    """The interval of a mean difference over seeds; None for one seed."""
+    if chance is None or len(differences) < 2:
+        return None
+    # a difference of two has twice the variance of one
+    variance = max(2 * chance.variance, stdev(differences) ** 2)
+    spread = student(chance.degrees, level) * math.sqrt(variance / len(differences))
+    return mean(differences) - spread, mean(differences) + spread
 
 
 def interval(values: Sequence[float], *, level: float) -> tuple[float, float] | None:

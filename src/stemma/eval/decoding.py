@@ -15,7 +15,7 @@ import torch
 from stemma.nn.context import Context
 from stemma.nn.mode import evaluating
 
-TIMED = 8  # tokens whose median is taken
+TIMED = 32  # tokens whose median is taken
 CHUNK = 256  # tokens read at once, so that a long text needs no large mask
 
 

@@ -8,11 +8,12 @@ were stopped; a trial that is done leaves `result.json` and no weights.
 """
 
 import math
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -21,13 +22,14 @@ from stemma.core.config import StrictModel, multiple
 from stemma.core.errors import DataError, DivergedError, ModelError
 from stemma.core.files import write_json
 from stemma.core.progress import LOG, progress
+from stemma.data.batches import IGNORED, Order, build_batch
 from stemma.data.curate import read_texts
 from stemma.data.packing import plan_packing, write_plan
 from stemma.data.store import TokenStore, open_store, write_store
 from stemma.data.tokenizer import Tokenizer
-from stemma.eval.bits_per_byte import Score, bits_per_byte
+from stemma.eval.bits_per_byte import Score, bits_per_byte, start_id
 from stemma.eval.comparison import Trial, compare
-from stemma.eval.compute import training_flops_per_token
+from stemma.eval.compute import kind_of, training_flops_per_token
 from stemma.eval.decoding import decode_costs
 from stemma.eval.ngram import NgramModel
 from stemma.interop.json_file import read_object
@@ -40,6 +42,7 @@ from stemma.train.pretrain import next_token_loss
 
 VERSION = 1
 RESULT = "result.json"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a network: its trials lie in a folder of it
 NGRAM_ORDERS = (2, 3, 4)
 HOPELESS = 16.0  # bits of a byte: twice what is needed by who knows nothing
 PASSED_ON = (  # settings of the stage that every trial has
@@ -57,8 +60,8 @@ PASSED_ON = (  # settings of the stage that every trial has
 class Decode(StrictModel):
     """Measuring what a token costs as the text grows."""
 
-    lengths: tuple[int, ...] = Field(
-        default=(64, 256, 1024), min_length=1, description="tokens before the one that is timed"
+    lengths: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(64, 256, 1024), min_length=1, description="tokens before those that are timed"
     )
 
 
@@ -80,7 +83,7 @@ class LineageStage(StrictModel):
     context: shared.Context
     tokens: int = Field(ge=1, description="tokens of a whole trial, rounded up to steps")
     batch_tokens: shared.BatchTokens
-    learning_rates: tuple[float, ...] = Field(
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         min_length=1, description="peak learning rates to choose from"
     )
     sweep_share: float = Field(
@@ -88,7 +91,7 @@ class LineageStage(StrictModel):
     )
     seeds: int = Field(default=3, ge=1, description="trials of each network at its best rate")
     initial: Literal["gpt-2", "fan-in"] = Field(
-        default="gpt-2", description="rule of the first weights"
+        default="fan-in", description="rule of the first weights, one for all networks"
     )
     schedule: shared.RateSchedule
     optimizer: shared.Optimizer
@@ -104,7 +107,11 @@ class LineageStage(StrictModel):
     @model_validator(mode="after")
     def _agrees(self) -> "LineageStage":
         multiple("batch_tokens", self.batch_tokens, "context", self.context)
+        if len(set(self.learning_rates)) < len(self.learning_rates):
+            raise ValueError("learning_rates names a rate twice")
         for name, numbers in self.networks.items():
+            if not NAME.fullmatch(name):
+                raise ValueError(f"networks: {name!r} cannot name a folder")
             if not {"family", "preset"} & numbers.keys():
                 raise ValueError(f"networks.{name} names no family and no preset")
         return self
@@ -130,6 +137,7 @@ def prepare(stage: LineageStage, work: Work) -> Material:
     """Encode the corpus once, and cut the held-out text into what is watched and what is scored."""
     train, heldout = work.corpus(stage.corpus)
     tokenizer = api.load_tokenizer(work.inputs[stage.tokenizer].path / "final")
+    start_id(tokenizer)  # what cannot be scored is refused now, and not after the first trial
     folder = work.folder / "data"
     try:
         store = open_store(folder)
@@ -147,10 +155,15 @@ def prepare(stage: LineageStage, work: Work) -> Material:
 
 
 def pieces(texts: list[str], total: int, *, begin: float, end: float) -> list[str]:
-    """One piece of each text, `total` characters in all, from within two shares of its length."""
+    """One piece of each text, `total` bytes in all, from within two shares of its length."""
     share = max(1, total // max(1, len(texts)))
-    spans = [(text, int(begin * len(text)), int(end * len(text))) for text in texts]
-    return [text[first : min(last, first + share)] for text, first, last in spans if last > first]
+    found = []
+    for text in texts:
+        content = text.encode()
+        first, last = int(begin * len(content)), int(end * len(content))
+        # a cut may split a character, which is then left out
+        found.append(content[first : min(last, first + share)].decode(errors="ignore"))
+    return [piece for piece in found if piece]
 
 
 @dataclass(frozen=True)
@@ -171,9 +184,12 @@ def run(stage: LineageStage, work: Work) -> dict[str, Any]:
     best = {}
     for network in stage.networks:
         jobs = [
-            Job(network, f"rate-{rate:g}", work.seed, rate, stage.steps(stage.sweep_share))
+            Job(network, rate_name(rate), work.seed, rate, stage.steps(stage.sweep_share))
             for rate in stage.learning_rates
         ]
+        if len(jobs) == 1:  # nothing to choose from
+            best[network] = jobs[0].learning_rate
+            continue
         results = [(run_trial(job, stage, work, material), job) for job in jobs]
         best[network] = min(results, key=lambda pair: final_watched(pair[0]))[1].learning_rate
     trials: dict[str, list[dict[str, Any]]] = {network: [] for network in stage.networks}
@@ -182,6 +198,11 @@ def run(stage: LineageStage, work: Work) -> dict[str, Any]:
             job = Job(network, f"seed-{seed}", work.seed + seed, best[network], stage.steps())
             trials[network].append(run_trial(job, stage, work, material))
     return summary(stage, work, material, trials)
+
+
+def rate_name(rate: float) -> str:
+    """The name of the trial at a rate: every digit of it, so that no two share a folder."""
+    return f"rate-{rate!r}"
 
 
 def final_watched(result: dict[str, Any]) -> float:
@@ -193,11 +214,9 @@ def run_trial(job: Job, stage: LineageStage, work: Work, material: Material) -> 
     """The result of a trial: read where it is there, else computed, from its checkpoint if any."""
     folder = work.folder / "trials" / job.network / job.name
     done = folder / RESULT
-    if done.exists():
-        try:
-            return read_object(done)
-        except ModelError as error:
-            LOG.warning("the trial is run again: %s: %s", error.place, error.what)
+    if (found := kept_result(done, job)) is not None:
+        shutil.rmtree(folder / "steps", ignore_errors=True)  # killed right behind the result
+        return found
     own = trial_stage(stage, job)
     trial_work = Work(
         name=f"{work.name} {job.network} {job.name}",
@@ -218,11 +237,13 @@ def run_trial(job: Job, stage: LineageStage, work: Work, material: Material) -> 
         num_steps=job.steps,
         plan_file=material.plan_file,
     )
-    every = max(1, job.steps // stage.watch_points)
+    every, watch = max(1, job.steps // stage.watch_points), watcher(stage, training, material)
     diverged = False
     try:
         if training.step < job.steps:
-            shared.train(training, next_token_loss, (every, watcher(stage, training, material)))
+            shared.train(training, next_token_loss, (every, watch))
+        if not any("heldout_bits_per_byte" in row for row in training.metrics.rows()):
+            watch()  # the metrics were lost, the weights were not
     except (DivergedError, ModelError) as error:  # at too high a rate: that is a result too
         LOG.warning("%s: %s", trial_work.name, error.what)
         diverged = True
@@ -232,6 +253,34 @@ def run_trial(job: Job, stage: LineageStage, work: Work, material: Material) -> 
     return result
 
 
+def kept_result(path: Path, job: Job) -> dict[str, Any] | None:
+    """The result of a trial if it is there and is of this job; None where it must be run."""
+    if not path.exists():
+        return None
+    try:
+        found = read_object(path)
+    except ModelError as error:
+        LOG.warning("the trial is run again: %s: %s", error.place, error.what)
+        return None
+    same = all(found.get(key) == value for key, value in asdict(job).items())
+    if not same:
+        LOG.warning("the trial is run again: %s is of another seed, rate or length", path)
+    return found if same else None
+
+
+def numbers_of(stage: LineageStage, network: str) -> dict[str, Any]:
+    """A network as its stage trains it: family or preset, and numbers.
+
+    Under the fan-in rule embeddings begin with the deviation width^-0.5 in all networks alike,
+    unless the recipe says another: families have defaults of their own, and would differ by them.
+    """
+    numbers = stage.networks[network]
+    width = api.network(numbers)[1].get("width")
+    if stage.initial == "fan-in" and isinstance(width, int):
+        return {"initial_std": round(width**-0.5, 4), **numbers}
+    return numbers
+
+
 def trial_stage(stage: LineageStage, job: Job) -> PretrainStage:
     """A trial as the stage that trains it."""
     return PretrainStage.model_validate(
@@ -239,7 +288,7 @@ def trial_stage(stage: LineageStage, job: Job) -> PretrainStage:
             "kind": "pretrain",
             "corpus": stage.corpus,
             "tokenizer": stage.tokenizer,
-            "model": stage.networks[job.network],
+            "model": numbers_of(stage, job.network),
             "steps": job.steps,
             "learning_rate": job.learning_rate,
             **{name: getattr(stage, name) for name in PASSED_ON},
@@ -328,6 +377,7 @@ def summary(
         "networks": {
             name: {
                 "family": api.network(stage.networks[name])[0],
+                "kind": kind_of(sketch_of(stage, name)),
                 "learning_rate": rows[0]["learning_rate"],
                 **{
                     key: rows[0][key]
@@ -342,17 +392,19 @@ def summary(
         },
         "sweep": sweep_rows(stage, work),
         "comparison": compare(found, seed=work.seed) if found else None,
-        "ngrams": ngram_rows(stage, material),
+        "ngrams": ngram_rows(stage, work, material),
         "heldout_bytes": sum(len(text.encode()) for text in material.scored),
     }
 
 
 def sweep_rows(stage: LineageStage, work: Work) -> list[dict[str, Any]]:
-    """What every learning rate reached on its share of the tokens."""
-    rows = []
+    """What every learning rate reached on its share of the tokens; none where there is one rate."""
+    rows: list[dict[str, Any]] = []
+    if len(stage.learning_rates) == 1:
+        return rows
     for network in stage.networks:
         for rate in stage.learning_rates:
-            path = work.folder / "trials" / network / f"rate-{rate:g}" / RESULT
+            path = work.folder / "trials" / network / rate_name(rate) / RESULT
             found = final_watched(read_object(path))
             bits = found if math.isfinite(found) else None
             rows.append({"network": network, "learning_rate": rate, "bits_per_byte": bits})
@@ -370,29 +422,37 @@ def decode_rows(
     return [asdict(cost) for cost in decode_costs(model, lengths)]
 
 
-def ngram_rows(stage: LineageStage, material: Material) -> list[dict[str, Any]]:
-    """Interpolated n-grams of the same tokens, counted over the tokens of a whole trial."""
-    tokens = material.store.tokens[: stage.tokens].astype("int64")
+def ngram_rows(stage: LineageStage, work: Work, material: Material) -> list[dict[str, Any]]:
+    """Interpolated n-grams, counted over the very tokens that a trial of the first seed sees."""
+    order = Order(material.plan, work.seed, stage.batch_tokens // stage.context)
+    seen = []
+    for step in range(stage.steps()):
+        batch = build_batch(material.store, material.plan, order.samples(step))
+        seen += [targets_T[targets_T != IGNORED] for targets_T in batch.targets_BT]
     size = material.tokenizer.vocab_size
     texts = [material.tokenizer.encode(text) for text in material.scored]
     num_bytes = sum(len(text.encode()) for text in material.scored)
     rows = []
     with progress("n-grams", len(NGRAM_ORDERS)) as update:
-        for done, order in enumerate(NGRAM_ORDERS, start=1):
-            model = NgramModel.fit([tokens], order, size)
+        for done, length in enumerate(NGRAM_ORDERS, start=1):
+            model = NgramModel.fit(seen, length, size)
             bits = -math.fsum(model.log2_probabilities(ids).sum() for ids in texts)
-            rows.append({"order": order, "bits_per_byte": bits / num_bytes})
+            rows.append({"order": length, "bits_per_byte": bits / num_bytes})
             update(done)
     return rows
+
+
+def sketch_of(stage: LineageStage, network: str) -> Any:
+    """A network by its numbers, without memory for weights."""
+    family, numbers = api.network(stage.networks[network])
+    return api.sketch(family, **(numbers | {"vocab_size": 1, "context": stage.context}))
 
 
 def tell_of_sizes(stage: LineageStage) -> None:
     """Warn where networks are of different size: then their curves compare size as well."""
     sizes = {}
-    for name, numbers in stage.networks.items():
-        family, rest = api.network(numbers)
-        sketch = api.sketch(family, **(rest | {"vocab_size": 1, "context": stage.context}))
-        sizes[name] = without_embedding(sketch)
+    for name in stage.networks:
+        sizes[name] = without_embedding(sketch_of(stage, name))
     if max(sizes.values()) > 1.5 * min(sizes.values()):
         large, small = max(sizes, key=sizes.__getitem__), min(sizes, key=sizes.__getitem__)
         LOG.warning(

@@ -20,16 +20,6 @@ from stemma.pipeline.report_facts import (
 )
 from stemma.pipeline.report_lineage_plots import Kind
 
-FAMILIES: dict[str, Kind] = {  # every other family attends by softmax
-    "rnn": "recurrent",
-    "lstm": "recurrent",
-    "gru": "recurrent",
-    "linear": "linear",
-    "performer": "linear",
-    "fast_weight": "linear",
-    "delta": "linear",
-    "mixtral": "experts",
-}
 KINDS: dict[Kind, str] = {
     "recurrent": "recurrent",
     "attention": "softmax attention",
@@ -85,7 +75,7 @@ def networks(stage: StageRecord) -> list[Network]:
     for name, about in found.items():
         if not isinstance(about, dict):
             continue
-        kind = FAMILIES.get(str(about.get("family")), "attention")
+        kind: Kind = next((k for k in KINDS if k == about.get("kind")), "attention")
         place = counts.get(kind, 0)
         counts[kind] = place + 1
         score = mapping(scores.get(name))
@@ -225,8 +215,8 @@ def limits(stage: StageRecord, found: Sequence[Network]) -> list[str]:
         "tokens. With another text, larger networks or more tokens the order may be another.",
         few,
         significance_words(stage, found),
-        "The best was found by the scores that it is compared by, which flatters it a little. "
-        "Beside the learning rate nothing was chosen for each network.",
+        "Beside the learning rate nothing was chosen for each network: rule and deviation of the "
+        "first weights, batches and schedule are the same for all.",
         size_words(found),
     ]
     return [sentence for sentence in said if sentence]
@@ -239,15 +229,15 @@ def significance_words(stage: StageRecord, found: Sequence[Network]) -> str:
         return ""
     of = f"{100 * (1 - number(level)):.3g} %"
     corrected = (
-        f"at {of}, because 5 % is the chance of one false difference among all "
-        f"{others} comparisons with the best (Bonferroni)"
+        f"at {of}, because 5 % is the chance of any false difference among all pairs of "
+        f"{others + 1} networks (Bonferroni): the best is found in the same data"
         if others > 1
         else f"at {of}"
     )
     return (
         "A difference counts as significant only where two intervals both leave out zero: over the "
-        "seeds (Student, paired) and over pieces of the held-out text (bootstrap). Both are taken "
-        f"{corrected}. Not told apart does not mean equal: more seeds or more text might tell."
+        "seeds (Student, with the spread of all networks) and over pieces of the held-out text "
+        f"(bootstrap). Both are taken {corrected}. Not told apart does not mean equal: more seeds or more text might tell."
     )
 
 
