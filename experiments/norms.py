@@ -156,16 +156,16 @@ def draw(numbers: Numbers) -> Any:
         place.set(xscale="log", yscale="log", ylim=(1e-4, 10), xlabel="learning rate")
         place.set_ylabel(f"held-out loss after {numbers['settings']['steps']} steps (nats)")
         place.set_title(f"{warmup} steps of warm-up" if warmup else "no warm-up")
-    axes[0].legend(fontsize=8)
+    axes[-2].legend(fontsize=8, loc="lower left")
     for norms, colour in zip(NAMES, COLOURS, strict=False):
         rows = [row for row in numbers["gradients"] if row["norms"] == norms]
         depths = [row["depth"] for row in rows]
         axes[-1].plot(depths, [r["median"] for r in rows], "o-", color=colour, label=NAMES[norms])
-        axes[-1].set_xticks(depths, [str(depth) for depth in depths], minor=False)
     axes[-1].set(xscale="log", yscale="log", xlabel="layers", title="before the first step")
     axes[-1].set_xticks(depths, [str(depth) for depth in depths])
+    axes[-1].set_yticks((0.1, 0.2, 0.5, 1, 2, 5), ("0.1", "0.2", "0.5", "1", "2", "5"))
     axes[-1].minorticks_off()
-    axes[-1].set_ylabel("gradient norm of the last MLP's second matrix")
+    axes[-1].set_ylabel("gradient norm, last MLP's output matrix")
     return figure
 
 

@@ -113,7 +113,7 @@ def axes_of(columns: int, *, width: float = 4.0, height: float = 3.4, rows: int 
 def middle(values: Sequence[float | None]) -> float | None:
     """The median over seeds; a run that diverged (None) counts as worse than any other."""
     found = median(float("inf") if value is None else value for value in values)
-    return None if found == float("inf") else found
+    return None if found == float("inf") else round(found, 5)
 
 
 def grid(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
