@@ -198,7 +198,7 @@ def test_what_no_class_computes_is_written_in_our_own_form(case, tmp_path):
         (
             "transformer 2017",
             {"d_model": 35},
-            r"width \(35\) must be a multiple of num_heads \(3\)",
+            r"d_model \(35\) must be a multiple of decoder_attention_heads \(3\)",
         ),
         ("transformer 2017", {"encoder_layers": 1}, "unused model.encoder.layers.1."),
         ("transformer 2017", {"encoder_layers": 10**9}, "config.json says 1000000000 blocks"),

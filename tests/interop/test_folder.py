@@ -401,7 +401,7 @@ def test_wrong_numbers_are_named_in_the_words_of_the_file(llama, tmp_path, token
         damaged.config(head_dim=..., **{key: value})
         damaged.refused(words)
     llama.config(num_attention_heads=5, num_key_value_heads=5, head_dim=...)
-    llama.refused("width (24) must be a multiple of num_heads (5)")
+    llama.refused("hidden_size (24) must be a multiple of num_attention_heads (5), such as hidden")
 
 
 @pytest.mark.parametrize(

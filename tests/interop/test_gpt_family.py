@@ -129,6 +129,69 @@ def test_bloom_refuses_the_residual_after_the_norm():
     refused("bloom", f"c.json: {key}", **{key: True})
 
 
+def test_bloom_refuses_slices_that_drop_biases():
+    words = "slow_but_exact is true and pretraining_tp is 2"
+    refused("bloom", words, slow_but_exact=True, pretraining_tp=2)
+    for alone in ({"slow_but_exact": True, "pretraining_tp": 1}, {"pretraining_tp": 4}):
+        assert read("bloom", **alone) == read("bloom")
+
+
+def test_transformers_drops_biases_in_slices():
+    """Why they are refused: the two settings together are another network."""
+    theirs = pair_of("bloom six heads").theirs
+    tokens_BT = torch.arange(9)[None]
+    with torch.no_grad():
+        whole = theirs(tokens_BT).logits
+        layers = [
+            part for block in theirs.transformer.h for part in (block.self_attention, block.mlp)
+        ]
+        for part in layers:
+            part.pretraining_tp, part.slow_but_exact = 2, True
+        sliced = theirs(tokens_BT).logits
+        for part in layers:
+            part.pretraining_tp, part.slow_but_exact = 1, False
+    assert (whole - sliced).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("family", "changed", "words"),
+    [
+        ("bloom", {"n_head": 5}, "hidden_size (24) must be a multiple of n_head (5)"),
+        (
+            "bloom",
+            {"n_head": ..., "num_attention_heads": 5},
+            "hidden_size (24) must be a multiple of num_attention_heads (5), such as num_attention",
+        ),
+        (
+            "neox",
+            {"num_attention_heads": 5},
+            "hidden_size (24) must be a multiple of num_attention",
+        ),
+        ("baichuan", {"num_attention_heads": 8}, "hidden_size / num_attention_heads (3) must be"),
+        (
+            "neox",
+            {"rope_parameters": {"rope_type": "dynamic", "factor": -1.0, "rope_theta": 1e4}},
+            "rope_scaling.factor: input should be greater than",
+        ),
+        (
+            "neox",
+            {
+                "rope_parameters": {
+                    "rope_type": "yarn",
+                    "rope_theta": 1e4,
+                    "factor": 2.0,
+                    "original_max_position_embeddings": -4,
+                }
+            },
+            "rope_scaling.original_max_position_embeddings: input should be greater than",
+        ),
+    ],
+    ids=str,
+)
+def test_numbers_that_do_not_fit_are_told_in_the_words_of_the_file(family, changed, words):
+    refused(family, words, **changed)
+
+
 @pytest.mark.parametrize(
     ("types", "windows"),
     [
@@ -204,7 +267,9 @@ def test_baichuan_keeps_what_only_our_words_say():
 
 
 def test_baichuan_refuses_a_normalised_head_without_weights_of_its_own():
-    refused("baichuan", "tied must be false", norm_head=True, tie_word_embeddings=True)
+    refused(
+        "baichuan", "tie_word_embeddings must be false", norm_head=True, tie_word_embeddings=True
+    )
 
 
 @torch.no_grad()

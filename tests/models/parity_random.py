@@ -185,12 +185,13 @@ def draw_baichuan(r: Random) -> Any:
 
 def draw_mixtral(r: Random) -> Any:
     numbers, experts = grouped(r), r.randint(1, 8)
+    # transformers makes the tables of scaled angles from a width that must be given
+    numbers["head_dim"] = head_dim(numbers)
     return mixtral.mixtral(
-        **numbers,
+        **turning(r, numbers),
         num_local_experts=experts,
         num_experts_per_tok=r.randint(1, experts),
         sliding_window=r.choice([None, r.randint(1, 16)]),
-        rope_parameters={"rope_type": "default", "rope_theta": r.choice([70.0, 1e6])},
     )
 
 

@@ -144,6 +144,16 @@ def test_segments_are_read_and_zero_if_not_given():
     assert not torch.allclose(alone, pair.ours(tokens_BT, Context(segments_BT=segments_BT)))
 
 
+def test_a_folder_that_lacks_tensors_is_called_by_the_class_that_it_names(tmp_path):
+    theirs = pair_of("bert masked").theirs
+    for kind in (transformers.BertModel, transformers.BertForMaskedLM):
+        kind(theirs.config).save_pretrained(tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+        with pytest.raises(ModelError, match=f"does not fit {kind.__name__}: .* unused"):
+            stemma.load(tmp_path)
+
+
 def test_a_decoder_made_of_bert_is_refused_by_name(tmp_path):
     pair_of("bert masked").theirs.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

@@ -42,8 +42,8 @@ ALIASES = {
 }
 FIXED: Mapping[str, tuple[Any, ...]] = {"apply_residual_connection_post_layernorm": (False,)}
 HARMLESS = frozenset(
-    # the last eight were switches of the training code; pretraining_tp and slow_but_exact change
-    # the order of a sum
+    # the last eight were switches of the training code; pretraining_tp alone changes nothing, and
+    # with slow_but_exact it is read below
     "n_embed num_hidden_layers num_attention_heads attention_dropout pretraining_tp slow_but_exact "
     "unk_token_id n_inner offset_alibi attention_softmax_in_fp32 masked_softmax_fusion "
     "bias_dropout_fusion skip_bias_add skip_bias_add_qkv".split()
@@ -55,8 +55,12 @@ def config_from_foreign(foreign: Mapping[str, Any]) -> dict[str, Any]:
 
     Our one dropout is the file's `hidden_dropout`; another `attention_dropout` changes training
     alone, and is logged. Raises KeyError for a key that must be there, ValueError for two names of
-    one number that disagree.
+    one number that disagree, and for sums in slices, from which transformers leaves two biases out.
     """
+    slices = foreign.get("pretraining_tp")
+    if foreign.get("slow_but_exact") and slices not in (None, 0, 1):
+        what = f"slow_but_exact is true and pretraining_tp is {slices!r:.20}"
+        raise ValueError(f"{what}: the two drop the biases of two layers, which is not supported")
     numbers = pick(first_names(foreign, ALIASES), KEYS)
     if foreign.get("attention_dropout", 0.0) != numbers["dropout"]:
         log.warning("the one dropout used in training is hidden_dropout (%s)", numbers["dropout"])

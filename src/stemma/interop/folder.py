@@ -20,7 +20,12 @@ from torch import Tensor
 from stemma.core.errors import ModelError, UsageError
 from stemma.core.files import resource_error, sync_folder, write_json, write_text
 from stemma.data.tokenizer import SPECIALS, Tokenizer
-from stemma.interop.foreign_config import read_config, refuse_code, write_config
+from stemma.interop.foreign_config import (
+    architecture_of,
+    read_config,
+    refuse_code,
+    write_config,
+)
 from stemma.interop.json_file import read_object, read_words
 from stemma.interop.native import read_by, written_by
 from stemma.interop.tensors import read_header, write_tensors
@@ -76,7 +81,8 @@ def read_folder(folder: Path, *, dtype: torch.dtype = torch.float32) -> ForeignM
     weights = map_weights(folder)
     table = read_by(foreign, family)
     config = fitted(table, config, weights.keys())
-    state = take(weights, table=table, config=config, dtype=dtype, place=folder)
+    named = architecture_of(foreign, table)
+    state = take(weights, table=table, config=config, dtype=dtype, place=folder, named=named)
     generation = read_generation(folder, foreign)
     if tokenizer is not None and tokenizer.eos_id is None and not generation.get("eos_token_id"):
         where = folder / TOKENIZER_CONFIG

@@ -14,7 +14,9 @@ from pydantic import ValidationError
 
 from stemma.core.config import complaint
 from stemma.core.errors import ModelError, closest, nearest
+from stemma.interop.aliases import in_words_of_file
 from stemma.interop.native import MODEL_TYPE_OF_OURS, native_families, read_by, written_by
+from stemma.interop.rope import key_of
 from stemma.interop.tables import tables
 
 log = logging.getLogger(__name__)
@@ -102,6 +104,13 @@ def _own_family(foreign: Mapping[str, Any], path: Path) -> str:
     return str(family)
 
 
+def architecture_of(foreign: Mapping[str, Any], table: Any) -> str:
+    """The architecture that a folder names, of those that its family has."""
+    said, plain = foreign.get("architectures"), str(table.ARCHITECTURE)
+    known = getattr(table, "ARCHITECTURES", (plain,))
+    return next((name for name in known if said == [name]), plain)
+
+
 def read_config(foreign: Mapping[str, Any], path: Path) -> tuple[str, Any]:
     """Family and config of ours from a parsed `config.json`.
 
@@ -117,7 +126,6 @@ def read_config(foreign: Mapping[str, Any], path: Path) -> tuple[str, Any]:
                 place=f"{path}: {key}",
                 fix="use another model",
             )
-    _log_unknown(foreign, table)
     try:
         numbers = table.config_from_foreign(foreign)
     except KeyError as error:
@@ -125,25 +133,43 @@ def read_config(foreign: Mapping[str, Any], path: Path) -> tuple[str, Any]:
         raise ModelError("the key is missing", place=place, fix="add it") from error
     except ValueError as error:
         raise ModelError(str(error), place=path, fix="use another model") from error
+    _account_for_keys(foreign, table, path)
     try:
         return family, table.CONFIG(**numbers)
     except ValidationError as error:
-        raise _refused(error, table, path) from error
+        raise _refused(error, table, numbers, foreign, path) from error
 
 
-def _log_unknown(foreign: Mapping[str, Any], table: Any) -> None:
+def _account_for_keys(foreign: Mapping[str, Any], table: Any, path: Path) -> None:
+    """Log what no list knows; refuse it in a folder of our own form, where nothing else stands."""
     known = {theirs for theirs, _ in table.KEYS.values()}
     known |= HARMLESS | table.HARMLESS | FIXED.keys() | table.FIXED.keys() | set(RUNS_CODE)
-    if unknown := sorted(foreign.keys() - known):
+    unknown = sorted(foreign.keys() - known)
+    if unknown and table.MODEL_TYPE == MODEL_TYPE_OF_OURS:
+        fix = nearest(unknown[0], table.KEYS)
+        raise ModelError("unknown key", place=f"{path}: {unknown[0]}", fix=fix)
+    if unknown:
         log.warning("config.json: keys without effect here: %s", ", ".join(unknown[:10]))
 
 
-def _refused(error: ValidationError, table: Any, path: Path) -> ModelError:
+def _refused(
+    error: ValidationError,
+    table: Any,
+    numbers: Mapping[str, Any],
+    foreign: Mapping[str, Any],
+    path: Path,
+) -> ModelError:
     """The first complaint of pydantic in the words of the file."""
-    ours, what, _ = complaint(error)
-    theirs = table.KEYS[ours][0] if ours in table.KEYS else ours
-    place = f"{path}: {theirs}" if ours else path
-    return ModelError(what, place=place, fix="correct config.json")
+    ours, what, _ = complaint(error, table.CONFIG, numbers)
+    names = {"rope_base": "rope_theta"}  # read and written apart from the other keys
+    names |= {name: theirs for name, (theirs, _) in table.KEYS.items()}
+    for alias, first in getattr(table, "ALIASES", {}).items():
+        if foreign.get(first) is None and foreign.get(alias) is not None:
+            names = {name: alias if theirs == first else theirs for name, theirs in names.items()}
+    outer, dot, inner = ours.partition(".")
+    inner = key_of(numbers.get(outer), inner)
+    place = f"{path}: {names.get(outer, outer)}{dot}{inner}" if ours else path
+    return ModelError(in_words_of_file(what, names), place=place, fix="correct config.json")
 
 
 def write_config(config: Any, *, dtype: str, special_ids: Mapping[str, Any]) -> dict[str, Any]:

@@ -88,6 +88,10 @@ class Header:
             raise ModelError(what, place=f"{self.path}: {key}", fix=DAMAGED)
         return value
 
+    def fault(self, key: str, what: str, fix: str = DAMAGED) -> ModelError:
+        """The error about a key or a tensor."""
+        return ModelError(what, place=f"{self.path}: {key}", fix=fix)
+
     def one(self, key: str, default: Any = None) -> Any:
         """The single value of a key; ModelError where it is a list."""
         value = self.values.get(key, default)

@@ -1,7 +1,7 @@
 """What a GGUF file holds, in our terms: config, weights, tokenizer, generation settings.
 
-A room per architecture of llama.cpp knows its keys and names (`gguf_llama`); here is what holds for
-all of them. All that the header can tell is checked before the first weight is read.
+A room per architecture of llama.cpp knows its keys and names (`gguf_llama`, `gguf_gemma3`); here is
+what holds for all of them. All that the header can tell is checked before the first weight is read.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stemma.core.errors import ModelError
 from stemma.data.tokenizer import Tokenizer
-from stemma.interop import gguf_llama
+from stemma.interop import gguf_gemma3, gguf_llama
 from stemma.interop.gguf_header import Header, read_header
 from stemma.interop.gguf_tensors import read_values, value_type
 from stemma.interop.gguf_tokenizer import end_ids, read_tokenizer
@@ -21,7 +21,7 @@ from stemma.interop.json_file import DAMAGED
 from stemma.interop.tables import tables
 from stemma.interop.weights import ROOM, expected_shapes, listing
 
-ARCHITECTURES = {gguf_llama.ARCHITECTURE: gguf_llama}
+ARCHITECTURES = {room.ARCHITECTURE: room for room in (gguf_llama, gguf_gemma3)}
 TOKENS = "tokenizer.ggml.tokens"
 SAMPLING = {  # key below "general.sampling.": name in generation_config.json
     "temp": "temperature",
@@ -106,15 +106,13 @@ def _account(header: Header, source: Any, config: Any) -> None:
 
 
 def read_state(model: PackedModel) -> dict[str, Tensor]:
-    """Every parameter by our name, decoded and in our order of rows."""
+    """Every parameter by our name, decoded and in our form."""
     state: dict[str, Tensor] = {}
     with open(model.header.path, "rb") as file:
         for entry in model.source.entries(model.config):
             place = f"{model.header.path}: {entry.theirs}"
             values = read_values(file, model.header.tensors[entry.theirs], place=place)
-            if count := model.source.heads(model.config, entry.theirs):
-                values = model.source.in_halves(values, count)
-            state[entry.ours[0]] = values
+            state[entry.ours[0]] = model.source.as_ours(model.config, entry.theirs, values)
     return state
 
 

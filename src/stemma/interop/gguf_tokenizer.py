@@ -1,9 +1,10 @@
-"""The tokenizer inside a GGUF file: byte-level BPE with the splitting rule that the file names.
+"""The tokenizer inside a GGUF file: byte-level BPE, or SentencePiece's (`gguf_pieces`).
 
-The file carries tokens, their types and merges, and the rule's name alone: llama.cpp knows the rule
-by heart, and so do we for those in `stemma.data.bpe`. Another name is refused, because a nearby
-rule gives ids that look right and are not. Like llama.cpp, nothing normalises the text: where the
-original tokenizer did (Qwen's: NFC), text that is not composed gets other ids.
+Of byte-level BPE the file carries tokens, their types and merges, and the splitting rule's name
+alone: llama.cpp knows the rule by heart, and so do we for those in `stemma.data.bpe`. Another name
+is refused, because a nearby rule gives ids that look right and are not. Like llama.cpp, nothing
+normalises the text: where the original tokenizer did (Qwen's: NFC), text that is not composed gets
+other ids.
 """
 
 from collections.abc import Sequence
@@ -17,11 +18,11 @@ from stemma.core.errors import ModelError
 from stemma.data.bpe import Splitting, pre_tokenizer
 from stemma.data.tokenizer import Tokenizer
 from stemma.interop.gguf_header import Header
+from stemma.interop.gguf_pieces import KEY, USER_DEFINED, sentence_pieces, spelled
 from stemma.interop.json_file import DAMAGED
 
-KEY = "tokenizer.ggml."
+BYTE_LEVEL, PIECES = "gpt2", "llama"  # kinds of tokenizers, by their names in the format
 CONTROL = (2, 3)  # token types: unknown, control
-USER_DEFINED = 4
 NAMES = {  # key below `KEY`: name in a Hugging Face folder
     "bos_token_id": "bos_token",
     "eos_token_id": "eos_token",
@@ -42,17 +43,20 @@ def read_tokenizer(header: Header) -> Tokenizer | None:
     kind = header.get(f"{KEY}model", str, "none")
     if kind == "none":
         return None
-    if kind != "gpt2":
+    if kind not in (BYTE_LEVEL, PIECES):
         what = f"tokenizers of the kind {kind!r:.60} cannot be read"
-        what += " (sentencepiece)" if kind == "llama" else ""
-        raise _bad(header, "model", what, "use a model with the kind gpt2 (byte-level BPE)")
-    rule = _rule(header)
-    tokens, types = _tokens(header)
-    merges = _merges(header, tokens)
+        fix = f"use a model with the kind {BYTE_LEVEL} (byte-level BPE) or {PIECES} (SentencePiece)"
+        raise _bad(header, "model", what, fix)
+    rule = _rule(header) if kind == BYTE_LEVEL else None
+    tokens, types = _tokens(header, kind)
+    merges = _merges(header, tokens) if rule else []
     ids = {name: _id(header, name, tokens) for name in dict.fromkeys([*NAMES, *ENDS])}
     control = _control(types, ids)
-    _refuse_written(header, [tokens[i] for i in control], merges, rule)
-    backend = _backend(tokens, merges, rule)
+    if rule:
+        _refuse_written(header, [tokens[i] for i in control], merges, rule)
+        backend = _backend(tokens, merges, rule)
+    else:
+        backend = sentence_pieces(header, tokens, types, ids["unknown_token_id"])
     backend.add_special_tokens([AddedToken(tokens[i], normalized=False) for i in control])
     plain = [i for i in np.flatnonzero(types == USER_DEFINED).tolist() if i not in set(control)]
     backend.add_tokens([AddedToken(tokens[i], normalized=False) for i in plain])
@@ -82,8 +86,9 @@ def _rule(header: Header) -> Splitting:
     raise _bad(header, "pre", what, f"known: {', '.join(known)}")
 
 
-def _tokens(header: Header) -> tuple[list[str], np.ndarray[Any, Any]]:
+def _tokens(header: Header, kind: str) -> tuple[list[str], np.ndarray[Any, Any]]:
     tokens: list[str] = header.get(f"{KEY}tokens", list, [])
+    tokens = spelled(tokens) if kind == PIECES else tokens
     if not tokens:
         raise _bad(header, "tokens", "there are none")
     seen: dict[str, int] = {}
@@ -172,17 +177,18 @@ def _post_processor(
     config: dict[str, Any],
     tokens: Sequence[str],
     ids: dict[str, int | None],
-    rule: Splitting,
+    rule: Splitting | None,
 ) -> Any:
-    """What goes around a text on its own, as the file wants it."""
+    """What goes around a text on its own, as the file wants it; `rule` is of byte-level BPE."""
+    adds = rule is None or rule in ADDS_BOS
     wanted = {
-        "bos_token_id": header.get(f"{KEY}add_bos_token", bool, rule in ADDS_BOS),
+        "bos_token_id": header.get(f"{KEY}add_bos_token", bool, adds),
         "eos_token_id": header.get(f"{KEY}add_eos_token", bool, False),
     }
     around = {key: ids[key] for key, wish in wanted.items() if wish and ids[key] is not None}
-    plain_bytes = processors.ByteLevel(trim_offsets=False)
+    own = [processors.ByteLevel(trim_offsets=False)] if rule else []
     if not around:
-        return plain_bytes
+        return own[0] if own else None
     first, last = (config[NAMES[key]] if key in around else None for key in wanted)
     single = [part for part in (first, "$A", last) if part is not None]
     try:
@@ -192,4 +198,4 @@ def _post_processor(
     except ValueError as error:  # a token that the template's own syntax takes for something else
         what = f"{single} cannot stand around a text ({error})"
         raise _bad(header, "add_bos_token", what) from error
-    return processors.Sequence([plain_bytes, template])
+    return processors.Sequence([*own, template]) if own else template

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from stemma.interop.rope import read_base, write_rope
+from stemma.interop.rope import read_rope, write_rope
 from stemma.interop.tables import REQUIRED, Entry, Keys, pick
 from stemma.models.mixtral import MixtralConfig, build
 
@@ -48,7 +48,8 @@ FIXED: Mapping[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
 }
 HARMLESS = frozenset(
-    "rope_theta rope_parameters rope_scaling output_router_logits router_jitter_noise".split()
+    "rope_theta rope_parameters rope_scaling original_max_position_embeddings "
+    "output_router_logits router_jitter_noise".split()
 )
 
 
@@ -64,7 +65,7 @@ def config_from_foreign(foreign: Mapping[str, Any]) -> dict[str, Any]:
         del numbers["head_dim"]
     if foreign.get("router_jitter_noise"):
         log.warning("router_jitter_noise is not used: training scores the tokens as they are")
-    return {**numbers, "rope_base": read_base(foreign, base=1e6)}
+    return {**numbers, **read_rope(foreign, base=1e6)}
 
 
 def config_to_foreign(config: MixtralConfig) -> dict[str, Any]:
@@ -72,16 +73,16 @@ def config_to_foreign(config: MixtralConfig) -> dict[str, Any]:
     return {
         **{theirs: getattr(config, ours) for ours, (theirs, _) in KEYS.items()},
         "hidden_act": "silu",
-        **write_rope(config.rope_base, dim=config.head_dim),
+        **write_rope(config.rope_base, config.rope_scaling, dim=config.head_dim),
     }
 
 
 LAYER = {  # theirs: (ours, the config key of each axis)
     "input_layernorm": ("attention_norm", "hidden_size"),
-    "self_attn.q_proj": ("attention.query", "num_attention_heads hidden_size"),
-    "self_attn.k_proj": ("attention.key", "num_key_value_heads hidden_size"),
-    "self_attn.v_proj": ("attention.value", "num_key_value_heads hidden_size"),
-    "self_attn.o_proj": ("attention.output", "hidden_size num_attention_heads"),
+    "self_attn.q_proj": ("attention.query", "num_attention_heads*head_dim hidden_size"),
+    "self_attn.k_proj": ("attention.key", "num_key_value_heads*head_dim hidden_size"),
+    "self_attn.v_proj": ("attention.value", "num_key_value_heads*head_dim hidden_size"),
+    "self_attn.o_proj": ("attention.output", "hidden_size num_attention_heads*head_dim"),
     "post_attention_layernorm": ("moe_norm", "hidden_size"),
     "block_sparse_moe.gate": ("moe.router", "num_local_experts hidden_size"),
 }

@@ -11,8 +11,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic_core import to_jsonable_python
+
 import stemma.models
-from stemma.interop.tables import REQUIRED, Entry, Keys, tables
+from stemma.interop.tables import REQUIRED, Entry, Keys, pick, tables
 from stemma.nn.meta import shapes_only
 
 MODEL_TYPE_OF_OURS = "stemma"
@@ -55,20 +57,23 @@ class NativeTable:
         return self._module.build(config)
 
     def config_from_foreign(self, foreign: Mapping[str, Any]) -> dict[str, Any]:
-        """The numbers as they stand; ValueError for a version of the family that is not known."""
+        """The numbers as they stand, every one of them.
+
+        Raises KeyError for one that is missing, which a default must not replace, and ValueError
+        for a version of the family that is not known.
+        """
         known = self.CONFIG.family_version
         if foreign.get("family_version") != known:
             found = foreign.get("family_version")
             raise ValueError(f"version {found!r} of the family {self.family}, known is {known}")
-        fields = self.CONFIG.model_fields
-        return {name: foreign[name] for name in fields if name in foreign}
+        return pick(foreign, self.KEYS)
 
     def config_to_foreign(self, config: Any) -> dict[str, Any]:
         """Family, version and numbers."""
         return {
             "family": config.family,
             "family_version": config.family_version,
-            **config.model_dump(mode="json"),
+            **to_jsonable_python(dict(config)),  # all fields, where a dump may leave some out
         }
 
     def entries(self, config: Any) -> Iterator[Entry]:

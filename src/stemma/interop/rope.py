@@ -116,6 +116,12 @@ def _filled(rope: Mapping[str, Any], foreign: Mapping[str, Any], kind: str) -> d
     return found
 
 
+def key_of(scaling: Any, ours: str) -> str:
+    """What a file calls a number of a scheme, `scaling` as it was read from one."""
+    kind = scaling.get("kind") if isinstance(scaling, Mapping) else None
+    return next((key for key, name in KEYS.get(str(kind), {}).items() if name == ours), ours)
+
+
 def write_rope(
     base: float, scaling: Scaling | None = None, *, dim: int, **more: Any
 ) -> dict[str, Any]:

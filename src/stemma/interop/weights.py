@@ -87,14 +87,18 @@ def take(
     config: Any,
     dtype: torch.dtype,
     place: Path,
+    named: str,
 ) -> dict[str, Tensor]:
-    """The parameters of ours, as fresh memory in `dtype`; every foreign tensor must be used."""
+    """The parameters of ours, as fresh memory in `dtype`; every foreign tensor must be used.
+
+    `named` is the architecture that the folder names.
+    """
     _check_length(tensors, table, config, place)
     shapes = expected_shapes(table, config, place)
     tensors = _without_copies(_named(tensors, table), table, config, place)
     tensors = _tied_head(tensors, table, config, place)
     entries = list(table.entries(config))
-    _account(tensors, entries, table, place)
+    _account(tensors, entries, named, place)
     state: dict[str, Tensor] = {}
     for entry in entries:
         tensor = tensors[entry.theirs]
@@ -191,7 +195,7 @@ def _tied_head(
 
 
 def _account(
-    tensors: Mapping[str, Tensor], entries: Sequence[Entry], table: Any, place: Path
+    tensors: Mapping[str, Tensor], entries: Sequence[Entry], named: str, place: Path
 ) -> None:
     wanted = {entry.theirs for entry in entries}
     missing = [entry.theirs for entry in entries if entry.theirs not in tensors]
@@ -201,7 +205,7 @@ def _account(
         parts = [f"{len(missing)} tensors missing, {len(unused)} unused"]
         parts += [f"missing {listing(missing, room)}"] if missing else []
         parts += [f"unused {listing(unused, room)}"] if unused else []
-        what = f"does not fit {table.ARCHITECTURE}: " + "; ".join(parts)
+        what = f"does not fit {named}: " + "; ".join(parts)
         fix = "give the checkpoint that belongs to this config.json"
         raise ModelError(what, place=place, fix=fix)
 

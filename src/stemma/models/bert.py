@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 from torch import nn
 
-from stemma.core.config import StrictModel, multiple
+from stemma.core.config import StrictModel, multiple, with_hidden
 from stemma.nn.attention import ALL_BIAS, Attention
 from stemma.nn.encoder import Encoder, Pooler
 from stemma.nn.head import MaskedHead
@@ -49,12 +49,7 @@ class BertConfig(StrictModel):
     dropout: float = Field(default=0.1, ge=0, lt=1, description="dropout while training")
     initial_std: float = Field(default=0.02, gt=0, description="deviation of the initial weights")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _follow(cls, numbers: Any) -> Any:
-        if isinstance(numbers, dict) and isinstance(numbers.get("width"), int):
-            numbers = {"hidden": 4 * numbers["width"], **numbers}
-        return numbers
+    _follow = model_validator(mode="before")(with_hidden)
 
     @model_validator(mode="after")
     def _fits(self) -> "BertConfig":

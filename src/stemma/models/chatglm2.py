@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from stemma.core.config import StrictModel, multiple
+from stemma.core.config import StrictModel, multiple, with_heads
 from stemma.nn.attention import NO_BIAS, QKV_BIAS, Attention
 from stemma.nn.mlp import GLU
 from stemma.nn.norm import rms_norm
@@ -47,14 +47,9 @@ class ChatGLM2Config(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _follow(cls, numbers: Any) -> Any:
-        if isinstance(numbers, dict):
-            width, heads = numbers.get("width"), numbers.get("num_heads")
-            if isinstance(width, int) and isinstance(heads, int) and heads > 0:
-                if "head_dim" not in numbers:
-                    multiple("width", width, "num_heads", heads)
-                numbers = {"num_kv_heads": heads, "head_dim": width // heads, **numbers}
-            if isinstance(head_dim := numbers.get("head_dim"), int):
-                numbers = {"rotary_dim": max(1, head_dim // 2), **numbers}
+        numbers = with_heads(numbers)
+        if isinstance(numbers, dict) and isinstance(head_dim := numbers.get("head_dim"), int):
+            numbers = {"rotary_dim": max(1, head_dim // 2), **numbers}
         return numbers
 
     @model_validator(mode="after")
@@ -92,8 +87,8 @@ def build(config: ChatGLM2Config) -> LanguageModel:
 # fmt: off
 B6 = {"width": 4096, "depth": 28, "num_heads": 32, "num_kv_heads": 2, "hidden": 13696, "vocab_size": 65024}  # noqa: E501
 PRESETS: dict[str, dict[str, Any]] = {
-    "chatglm2-6b":  B6,
-    "chatglm3-6b":  {**B6, "context": 8192},
-    "glm-4-9b":     {**B6, "depth": 40, "vocab_size": 151552, "context": 131072, "rope_base": 5e6, "norm_eps": 1.5625e-7},  # noqa: E501
+    "chatglm2-6b":    B6,
+    "chatglm3-6b":    {**B6, "context": 8192},
+    "glm-4-9b-chat":  {**B6, "depth": 40, "vocab_size": 151552, "context": 131072, "rope_base": 5e6, "norm_eps": 1.5625e-7},  # noqa: E501
 }
 # fmt: on

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from stemma.core.config import StrictModel, multiple
+from stemma.core.config import StrictModel, multiple, with_hidden
 from stemma.nn.attention import ALL_BIAS, Attention
 from stemma.nn.embedding import Sinusoid
 from stemma.nn.mlp import ACTIVATIONS, MLP
@@ -43,12 +43,7 @@ class DecoderConfig(StrictModel):
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout while training")
     initial_std: float = Field(default=0.02, gt=0, description="deviation of the initial weights")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _follow(cls, numbers: Any) -> Any:
-        if isinstance(numbers, dict) and isinstance(numbers.get("width"), int):
-            numbers = {"hidden": 4 * numbers["width"], **numbers}
-        return numbers
+    _follow = model_validator(mode="before")(with_hidden)
 
     @model_validator(mode="after")
     def _divides(self) -> "DecoderConfig":

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from stemma.core.config import StrictModel, multiple
+from stemma.core.config import StrictModel, multiple, with_hidden
 from stemma.nn.attention import ALL_BIAS
 from stemma.nn.embedding import Sinusoid
 from stemma.nn.fast_weight import Delta
@@ -46,12 +46,7 @@ class DeltaConfig(StrictModel):
         """Width of one head."""
         return self.width // self.num_heads
 
-    @model_validator(mode="before")
-    @classmethod
-    def _follow(cls, numbers: Any) -> Any:
-        if isinstance(numbers, dict) and isinstance(numbers.get("width"), int):
-            numbers = {"hidden": 4 * numbers["width"], **numbers}
-        return numbers
+    _follow = model_validator(mode="before")(with_hidden)
 
     @model_validator(mode="after")
     def _divides(self) -> "DeltaConfig":

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from stemma.core.config import StrictModel, multiple
+from stemma.core.config import StrictModel, multiple, rotary_heads, windowed_blocks, with_heads
 from stemma.nn.attention import ALL_BIAS, NO_BIAS, Attention
 from stemma.nn.mask import Causal, Window
 from stemma.nn.mlp import GLU, gelu_tanh
@@ -57,24 +57,19 @@ class Gemma3Config(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _follow(cls, numbers: Any) -> Any:
-        if isinstance(numbers, dict):
-            width, heads = numbers.get("width"), numbers.get("num_heads")
-            if isinstance(width, int) and isinstance(heads, int) and heads > 0:
-                numbers = {"num_kv_heads": heads, "head_dim": max(1, width // heads), **numbers}
-                numbers.setdefault("query_scalar", numbers["head_dim"])
+        numbers = with_heads(numbers)
+        if isinstance(numbers, dict) and "head_dim" in numbers:
+            numbers = {"query_scalar": numbers["head_dim"], **numbers}
         return numbers
 
     @model_validator(mode="after")
     def _divides(self) -> "Gemma3Config":
         multiple("width", self.width, "num_heads", self.num_heads)
-        multiple("num_heads", self.num_heads, "num_kv_heads", self.num_kv_heads)
-        multiple("head_dim, by default width / num_heads", self.head_dim, "2 (rotary pairs)", 2)
-        windowed = self.windowed is None or bool(self.windowed)
-        if windowed != (self.window is not None):
-            what = f"windowed is {self.windowed}, but window is {self.window}"
-            raise ValueError(f"{what}: give both or neither")
-        if self.windowed and max(self.windowed) >= self.depth:
-            raise ValueError(f"windowed block {max(self.windowed)} is not one of {self.depth}")
+        rotary_heads(self.num_heads, self.num_kv_heads, self.head_dim)
+        if self.window is None and self.windowed is None:
+            raise ValueError("window is None, so no block can have it: give windowed=() as well")
+        if self.windowed is not None:
+            windowed_blocks(self.window, self.windowed, self.depth)
         return self
 
     def sees(self, index: int) -> int | None:

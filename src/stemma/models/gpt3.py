@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from stemma.core.config import StrictModel, multiple
+from stemma.core.config import StrictModel, multiple, with_hidden
 from stemma.nn.attention import Attention
 from stemma.nn.embedding import LearnedPositions
 from stemma.nn.mask import Causal, Window
@@ -65,8 +65,8 @@ class GPT3Config(StrictModel):
             heads = numbers.get("num_heads")
             known = isinstance(heads, int) and 0 < heads <= width
             head_dim = width // int(heads or 1) if known else 1
-            numbers = {"hidden": 4 * width, "score_scale": head_dim**-0.5, **numbers}
-        return numbers
+            numbers = {"score_scale": head_dim**-0.5, **numbers}
+        return with_hidden(numbers)
 
     @model_validator(mode="after")
     def _divides(self) -> "GPT3Config":

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from stemma.core.config import StrictModel, multiple
+from stemma.core.config import StrictModel, multiple, rotary_heads
 from stemma.nn.attention import ALL_BIAS, NO_BIAS, Attention
 from stemma.nn.mlp import GLU
 from stemma.nn.norm import rms_norm
@@ -61,8 +61,7 @@ class LlamaConfig(StrictModel):
     @model_validator(mode="after")
     def _divides(self) -> "LlamaConfig":
         multiple("width", self.width, "num_heads", self.num_heads)
-        multiple("num_heads", self.num_heads, "num_kv_heads", self.num_kv_heads)
-        multiple("head_dim, by default width / num_heads", self.head_dim, "2 (rotary pairs)", 2)
+        rotary_heads(self.num_heads, self.num_kv_heads, self.head_dim)
         return self
 
     @model_serializer(mode="wrap")

@@ -9,13 +9,14 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from stemma.core.config import StrictModel, multiple
+from stemma.core.config import StrictModel, rotary_heads, with_heads
 from stemma.nn.attention import Attention
 from stemma.nn.mask import Causal, Window
 from stemma.nn.moe import GatedExperts, MoE
 from stemma.nn.norm import rms_norm
 from stemma.nn.position import Rope
 from stemma.nn.residual import PreNorm
+from stemma.nn.rope_scaling import RopeScaling, Unscaled
 from stemma.nn.router import TopK
 from stemma.nn.stack import Block, LanguageModel
 
@@ -34,7 +35,7 @@ class MixtralConfig(StrictModel):
 
     width: Count = Field(description="width of the stream")
     depth: Count = Field(description="number of blocks")
-    num_heads: Count = Field(description="query heads; must divide width")
+    num_heads: Count = Field(description="query heads; divide width unless head_dim is given")
     num_kv_heads: Count = Field(description="key-value heads; must divide num_heads")
     head_dim: Count = Field(description="width of one head; default width / num_heads")
     hidden: Count = Field(description="inner width of one expert")
@@ -44,6 +45,7 @@ class MixtralConfig(StrictModel):
     context: Count = Field(default=32768, description="tokens the model is trained to see at once")
     window: Count | None = Field(default=None, description="positions that attention sees back")
     rope_base: float = Field(default=1e6, gt=0, description="base of the rotary frequencies")
+    rope_scaling: RopeScaling = Field(default=Unscaled(), description="angles for longer texts")
     norm_eps: float = Field(default=1e-5, gt=0, description="epsilon inside RMSNorm")
     tied: bool = Field(default=False, description="the head shares the embedding's weights")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout while training")
@@ -51,21 +53,11 @@ class MixtralConfig(StrictModel):
     z_loss: float = Field(default=0.0, ge=0, description="weight of the router's z-loss")
     initial_std: float = Field(default=0.02, gt=0, description="deviation of the initial weights")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _follow(cls, numbers: Any) -> Any:
-        if isinstance(numbers, dict) and "num_heads" in numbers:
-            width, heads = numbers.get("width"), numbers["num_heads"]
-            whole = isinstance(width, int) and isinstance(heads, int) and heads > 0
-            head_dim = max(1, width // heads) if whole else 1
-            numbers = {"num_kv_heads": heads, "head_dim": head_dim, **numbers}
-        return numbers
+    _follow = model_validator(mode="before")(with_heads)
 
     @model_validator(mode="after")
     def _divides(self) -> "MixtralConfig":
-        multiple("width", self.width, "num_heads", self.num_heads)
-        multiple("num_heads", self.num_heads, "num_kv_heads", self.num_kv_heads)
-        multiple("head_dim", self.head_dim, "2 (rotary pairs)", 2)
+        rotary_heads(self.num_heads, self.num_kv_heads, self.head_dim)
         if self.top_k > self.num_experts:
             what = f"top_k ({self.top_k}) must be at most num_experts ({self.num_experts})"
             raise ValueError(what)
@@ -74,7 +66,7 @@ class MixtralConfig(StrictModel):
 
 def build(config: MixtralConfig) -> LanguageModel:
     """Compose a Mixtral from its numbers."""
-    c, rope = config, Rope(config.head_dim, config.rope_base)
+    c, rope = config, Rope(config.head_dim, config.rope_base, scaling=config.rope_scaling)
 
     def block() -> Block:
         attention = Attention(

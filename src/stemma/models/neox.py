@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from stemma.core.config import StrictModel, multiple
+from stemma.core.config import StrictModel, multiple, with_hidden
 from stemma.nn.attention import ALL_BIAS, NO_BIAS, Attention
 from stemma.nn.mlp import ACTIVATIONS, MLP
 from stemma.nn.norm import layer_norm
@@ -55,12 +55,7 @@ class NeoXConfig(StrictModel):
         """Features of a head that rotate; a fraction is cut off, as the published models do."""
         return int(self.head_dim * self.rotary_fraction)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _follow(cls, numbers: Any) -> Any:
-        if isinstance(numbers, dict) and isinstance(numbers.get("width"), int):
-            numbers = {"hidden": 4 * numbers["width"], **numbers}
-        return numbers
+    _follow = model_validator(mode="before")(with_hidden)
 
     @model_validator(mode="after")
     def _divides(self) -> "NeoXConfig":

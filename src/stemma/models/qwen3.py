@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from stemma.core.config import StrictModel, multiple
+from stemma.core.config import StrictModel, rotary_heads, windowed_blocks, with_heads
 from stemma.nn.attention import ALL_BIAS, NO_BIAS, Attention
 from stemma.nn.mask import Causal, Mask, Window
 from stemma.nn.mlp import GLU
@@ -46,26 +46,12 @@ class Qwen3Config(StrictModel):
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout while training")
     initial_std: float = Field(default=0.02, gt=0, description="deviation of the initial weights")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _follow(cls, numbers: Any) -> Any:
-        if isinstance(numbers, dict):
-            width, heads = numbers.get("width"), numbers.get("num_heads")
-            if isinstance(width, int) and isinstance(heads, int) and heads > 0:
-                if "head_dim" not in numbers:
-                    multiple("width", width, "num_heads", heads)
-                numbers = {"num_kv_heads": heads, "head_dim": width // heads, **numbers}
-        return numbers
+    _follow = model_validator(mode="before")(with_heads)
 
     @model_validator(mode="after")
     def _divides(self) -> "Qwen3Config":
-        multiple("num_heads", self.num_heads, "num_kv_heads", self.num_kv_heads)
-        multiple("head_dim, by default width / num_heads", self.head_dim, "2 (rotary pairs)", 2)
-        if bool(self.windowed) != (self.window is not None):
-            what = f"{len(self.windowed)} blocks are windowed, but window is {self.window}"
-            raise ValueError(f"{what}: give both or neither")
-        if max(self.windowed, default=0) >= self.depth:
-            raise ValueError(f"windowed block {max(self.windowed)} is not one of {self.depth}")
+        rotary_heads(self.num_heads, self.num_kv_heads, self.head_dim)
+        windowed_blocks(self.window, self.windowed, self.depth)
         return self
 
 

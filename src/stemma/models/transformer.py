@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from stemma.core.config import StrictModel, multiple
+from stemma.core.config import StrictModel, multiple, with_hidden
 from stemma.nn.attention import ALL_BIAS, Attention, CrossAttention
 from stemma.nn.embedding import Sinusoid
 from stemma.nn.encoder_decoder import EncoderDecoder, Tower
@@ -59,9 +59,7 @@ class TransformerConfig(StrictModel):
     @classmethod
     def _follow(cls, numbers: Any) -> Any:
         if isinstance(numbers, dict):
-            numbers = dict(numbers)
-            if isinstance(numbers.get("width"), int):
-                numbers.setdefault("hidden", 4 * numbers["width"])
+            numbers = dict(with_hidden(numbers))
             for name in {"depth", "num_heads", "hidden"} & numbers.keys():
                 numbers.setdefault(f"encoder_{name}", numbers[name])
         return numbers

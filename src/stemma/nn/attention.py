@@ -6,6 +6,7 @@ C model width, M memory (source) tokens
 
 from collections.abc import Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -60,7 +61,7 @@ def split_heads(x_BTC: Tensor, head_dim: int) -> Tensor:
     They are split by their width, so tensor parallel, which leaves some to each rank, needs no
     change here.
     """
-    return x_BTC.unflatten(-1, (-1, head_dim))
+    return torch.unflatten(x_BTC, -1, (-1, head_dim))
 
 
 class Attention(nn.Module):

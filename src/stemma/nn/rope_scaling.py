@@ -140,7 +140,7 @@ class DoublingNTK(StrictModel):
     """NTK with a factor that grows in steps: 1, 3, 7, … at 1, 2, 4, … times `context` tokens.
 
     2^ceil(log2(length / context) + 1) - 1, as the code of Qwen has it (arXiv:2309.16609, section
-    2.4, tells the idea). Rows, keys and texts in parts are as for `DynamicNTK`.
+    2.5, tells the idea). Rows, keys and texts in parts are as for `DynamicNTK`.
     """
 
     kind: Literal["doubling"] = Field(

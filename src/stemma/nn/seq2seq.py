@@ -130,8 +130,7 @@ class Maxout(nn.Module):
         self.pair = nn.Linear(inputs, 2 * width)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        pairs: Tensor = self.pair(x_BTC)
-        return pairs.view(*pairs.shape[:-1], -1, 2).amax(-1)
+        return torch.unflatten(self.pair(x_BTC), -1, (-1, 2)).amax(-1)
 
 
 class AlignedSeq2Seq(nn.Module):

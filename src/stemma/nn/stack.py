@@ -139,7 +139,8 @@ def place(
         return x_BTC
     if position.limit is not None:
         last = x_BTC.shape[1] + (context.caches.length if context.caches else 0)
-        if (context.positions_BT is not None or context.padding_BT is not None) and last:
+        uneven = context.positions_BT is not None or context.padding_BT is not None
+        if uneven and positions_BT.numel():
             last = (
                 int(positions_BT.max()) + 1
             )  # looked up only where it may differ: that waits for a GPU
