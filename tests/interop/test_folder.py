@@ -295,7 +295,6 @@ def test_llama_setting_that_changes_the_equation_is_refused(key, value, llama):
 @pytest.mark.parametrize(
     "key, value",
     [
-        ("activation_function", "gelu"),
         ("scale_attn_weights", False),
         ("scale_attn_by_inverse_layer_idx", True),
         ("add_cross_attention", True),
@@ -304,6 +303,11 @@ def test_llama_setting_that_changes_the_equation_is_refused(key, value, llama):
 def test_gpt2_setting_that_changes_the_equation_is_refused(key, value, gpt2):
     gpt2.config(**{key: value})
     gpt2.refused(f"config.json: {key}: ", "is not supported, only")
+
+
+def test_a_function_that_is_not_known_is_refused_with_those_that_are(gpt2):
+    gpt2.config(activation_function="tanh")
+    gpt2.refused("activation_function is 'tanh', supported are gelu")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from stemma.interop.activations import read_activation, write_activation
 from stemma.interop.tables import REQUIRED, Entry, Keys, pick
 from stemma.models.gpt2 import GPT2Config, build
 
@@ -31,13 +32,13 @@ KEYS: Keys = {
     "hidden": ("n_inner", None),
     "vocab_size": ("vocab_size", REQUIRED),
     "context": ("n_positions", REQUIRED),
+    "activation": ("activation_function", "gelu_new"),
     "norm_eps": ("layer_norm_epsilon", 1e-5),
     "tied": ("tie_word_embeddings", True),
     "dropout": ("resid_pdrop", 0.1),
     "initial_std": ("initializer_range", 0.02),
 }
 FIXED: Mapping[str, tuple[Any, ...]] = {
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),  # two spellings of one formula
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False,),
@@ -54,7 +55,7 @@ def config_from_foreign(foreign: Mapping[str, Any]) -> dict[str, Any]:
     """Numbers for `GPT2Config` from a `config.json`.
 
     Our one dropout is the file's `resid_pdrop`; other rates elsewhere change training alone, and
-    are logged. Raises KeyError for a key that must be there.
+    are logged. Raises KeyError for a key that must be there, ValueError for an unknown activation.
     """
     numbers = pick(foreign, KEYS)
     others = [foreign.get(key, 0.1) for key in ("embd_pdrop", "attn_pdrop")]
@@ -62,7 +63,8 @@ def config_from_foreign(foreign: Mapping[str, Any]) -> dict[str, Any]:
         log.warning("the one dropout used in training is resid_pdrop (%s)", numbers["dropout"])
     if numbers["hidden"] is None:
         numbers["hidden"] = 4 * numbers["width"]
-    return numbers
+    word = numbers["activation"]
+    return {**numbers, "activation": read_activation("activation_function", word)}
 
 
 def config_to_foreign(config: GPT2Config) -> dict[str, Any]:
@@ -70,6 +72,7 @@ def config_to_foreign(config: GPT2Config) -> dict[str, Any]:
     return {
         **{theirs: getattr(config, ours) for ours, (theirs, _) in KEYS.items()},
         **{key: values[0] for key, values in FIXED.items() if key != "is_encoder_decoder"},
+        "activation_function": write_activation(config.activation),
         "attn_pdrop": config.dropout,
         "embd_pdrop": config.dropout,
     }

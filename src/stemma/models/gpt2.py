@@ -4,14 +4,14 @@ New against GPT-1: the norm stands before each sublayer instead of after it, one
 before the head, and the matrices that write to the stream start smaller with depth.
 """
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from stemma.core.config import StrictModel, multiple, with_hidden
 from stemma.nn.attention import ALL_BIAS, Attention
 from stemma.nn.embedding import LearnedPositions
-from stemma.nn.mlp import MLP, gelu_tanh
+from stemma.nn.mlp import ACTIVATIONS, MLP
 from stemma.nn.norm import layer_norm
 from stemma.nn.residual import PreNorm
 from stemma.nn.stack import Block, LanguageModel
@@ -31,6 +31,9 @@ class GPT2Config(StrictModel):
     hidden: Count = Field(description="inner width of the MLP; default 4 width")
     vocab_size: Count = Field(description="rows of the embedding")
     context: Count = Field(default=1024, description="rows of the learned position table")
+    activation: Literal["relu", "gelu", "gelu_tanh", "silu"] = Field(
+        default="gelu_tanh", description="the function inside the MLP"
+    )
     norm_eps: float = Field(default=1e-5, gt=0, description="epsilon inside LayerNorm")
     tied: bool = Field(default=True, description="the head shares the embedding's weights")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout while training")
@@ -48,6 +51,14 @@ class GPT2Config(StrictModel):
         multiple("width", self.width, "num_heads", self.num_heads)
         return self
 
+    @model_serializer(mode="wrap")
+    def _dump(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # 0.1.0 had one function only: with it its models keep their fingerprints
+        numbers: dict[str, Any] = dump(self)
+        if self.activation == "gelu_tanh":
+            numbers.pop("activation", None)
+        return numbers
+
 
 def build(config: GPT2Config) -> LanguageModel:
     """Compose a GPT-2 from its numbers."""
@@ -62,7 +73,9 @@ def build(config: GPT2Config) -> LanguageModel:
             bias=ALL_BIAS,
             dropout=c.dropout,
         )
-        mlp = MLP(c.width, c.hidden, activation=gelu_tanh, bias=True, dropout=c.dropout)
+        mlp = MLP(
+            c.width, c.hidden, activation=ACTIVATIONS[c.activation], bias=True, dropout=c.dropout
+        )
         layers = {"attention": attention, "mlp": mlp}
         return Block(c.width, layers, norm=layer_norm(c.norm_eps), residual=PreNorm())
 

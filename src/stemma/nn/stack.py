@@ -141,9 +141,7 @@ def place(
         last = x_BTC.shape[1] + (context.caches.length if context.caches else 0)
         uneven = context.positions_BT is not None or context.padding_BT is not None
         if uneven and positions_BT.numel():
-            last = (
-                int(positions_BT.max()) + 1
-            )  # looked up only where it may differ: that waits for a GPU
+            last = int(positions_BT.max()) + 1  # only where it may differ: a GPU waits for it
         if last > position.limit:
             raise ValueError(f"{last} tokens do not fit the model's {position.limit} positions")
     placed: Tensor = position(positions_BT)

@@ -23,6 +23,7 @@ def gpt2(**changed):
 
 CASES = {
     "gpt2": gpt2,
+    "gpt2 relu, one head": lambda: gpt2(activation_function="relu", n_head=1, n_layer=1),
     "gpt2 untied": lambda: gpt2(tie_word_embeddings=False),
     "gpt2 deep, odd": lambda: gpt2(n_layer=3, n_embd=35, n_head=5, n_inner=None, vocab_size=61),
 }
