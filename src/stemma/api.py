@@ -29,7 +29,7 @@ from stemma.data.tokenizer import Tokenizer
 from stemma.infer.chat import to_be_answered
 from stemma.infer.generate import generate as continue_prompts
 from stemma.infer.sampling import Sampling
-from stemma.infer.translate import BeamSearch
+from stemma.infer.translate import RECOMMENDED, BeamSearch, recommendation, recommended
 from stemma.infer.translate import translate as translate_texts
 from stemma.interop.folder import describe, read_folder, read_tokenizer, write_folder
 from stemma.interop.gguf_folder import convert, is_gguf, only_gguf
@@ -261,6 +261,12 @@ def end_with(model: LanguageModel, ids: Iterable[int]) -> None:
     object.__setattr__(model, "generation", {**own, "eos_token_id": ends})
 
 
+def translate_with(model: Any, search: BeamSearch) -> None:
+    """Let a translator search like this unless told otherwise, here and where it is saved to."""
+    own = {**_generation(model), **recommendation(search)}
+    object.__setattr__(model, "generation", own)
+
+
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The tokenizer of a folder. Raises ModelError where it has none."""
     tokenizer = read_tokenizer(Path(folder))
@@ -416,8 +422,9 @@ def generate(
 def translate(model: Any, tokenizer: Tokenizer, text: Any, **settings: Any) -> Any:
     """Translate a text, or each of a list, with an encoder-decoder.
 
-    `settings` are the fields of `BeamSearch`: `beams`, `alpha`, `max_new_tokens`. Raises UsageError
-    for an unknown setting, a model that does not translate, and a text longer than its context.
+    `settings` are the fields of `BeamSearch`: `beams`, `alpha`, `max_new_tokens`; those not given
+    come from the model's own recommendation. Raises UsageError for an unknown setting, a model that
+    does not translate, and a text longer than its context.
     """
     if does(model.config.family) != "translate":
         what = f"a {model.config.family} does not translate"
@@ -425,11 +432,7 @@ def translate(model: Any, tokenizer: Tokenizer, text: Any, **settings: Any) -> A
     texts, single = _prompts(text)
     if not all(isinstance(each, str) for each in texts):
         raise UsageError("a translator takes texts, not messages", place="prompt", fix="give texts")
-    try:
-        search = BeamSearch(**settings)
-    except ValidationError as error:
-        raise _complaint(error, "beam search", BeamSearch) from error
-    made = translate_texts(model, tokenizer, texts, search)
+    made = translate_texts(model, tokenizer, texts, search_of(model, **settings))
     return made[0] if single else made
 
 
@@ -505,14 +508,37 @@ def sampling(model: LanguageModel, **settings: Any) -> Sampling:
         found = {"temperature": 1.0, "top_p": 1.0, **found}
     if own.get("do_sample") is False:
         found["temperature"] = 0.0
+    chosen: Sampling = _settled(Sampling, "sampling", found, settings, {})
+    return chosen
+
+
+def search_of(model: Any, **settings: Any) -> BeamSearch:
+    """How to search for translations: what is given, else what `generation_config.json` says.
+
+    The file's `num_beams`, `max_new_tokens` and, a key of ours, `length_penalty_alpha` are read.
+    Raises UsageError for a setting of yours, ModelError for one of the file's.
+    """
+    own = recommended(_generation(model))
+    chosen: BeamSearch = _settled(BeamSearch, "beam search", own, settings, RECOMMENDED)
+    return chosen
+
+
+def _settled(
+    kind: type[StrictModel],
+    name: str,
+    own: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    called: Mapping[str, str],
+) -> Any:
+    """A value of what is given, else of a model's `own`; `called`: what the file calls a key."""
     try:
-        given = Sampling(**settings)  # a mistake of the caller's comes before one of the file's
-        return Sampling(**{**found, **given.model_dump(include=set(settings))})
+        given = kind(**settings)  # a mistake of the caller's comes before one of the file's
+        return kind(**{**own, **given.model_dump(include=set(settings))})
     except ValidationError as error:
         key, what, _ = complaint(error)
-        mistake = _complaint(error, "sampling", Sampling)
-    if key in found and key not in settings:
-        place = f"generation_config.json: {key}"
+        mistake = _complaint(error, name, kind)
+    if key in own and key not in settings:
+        place = f"generation_config.json: {called.get(key, key)}"
         raise ModelError(what, place=place, fix=f"give {key}=…")
     raise mistake
 

@@ -15,6 +15,7 @@ import zipfile
 import pytest
 
 from stemma.core import assets
+from stemma.core.catalogue import parts_of
 from stemma.core.errors import MAX_MESSAGE, ResourceError, UsageError
 from stemma.core.files import install_folder, sha256_file
 
@@ -111,11 +112,12 @@ def refusal_of(name):
 
 def test_our_catalogue_is_whole(home):
     ours = assets.catalogue()
-    assert {"shakespeare", "shakespeare-folio", "smollm2-135m"} <= ours.keys()
+    assert {"shakespeare", "smollm2-135m", "all-minilm-l6", "gemma3-270m"} <= ours.keys()
     for name, asset in ours.items():
         assert asset.name == name
         assert asset.licence and asset.summary and asset.bytes > 0
         assert not asset.source.startswith("path:")
+        assert all(part.bytes > 0 and part.sha256 for part in parts_of(asset))
 
 
 def test_an_unknown_name_is_answered_with_the_nearest(home):
@@ -145,6 +147,9 @@ def test_a_name_of_ours_cannot_be_taken(home, tmp_path):
         ({"files": []}, "at least 1 item"),
         ({"kind": "film"}, "unknown value"),
         ({"licence": None}, "licence: required key is missing"),
+        ({"joined": "../whole"}, "joined must be a plain file name"),
+        ({"further": [{"source": "pypi:more==1", "files": ["*"]}]}, "64 lower-case hex digits"),
+        ({"further": [{"source": "more", "sha256": WRONG, "files": ["*"]}]}, "is not written as"),
         ({"name": "other"}, "its name stands before the colon"),
     ],
 )
@@ -250,6 +255,81 @@ def test_the_hub_out_of_reach_is_one_line(home):
 )
 def test_the_telling_line_of_a_tool_is_kept(log, line):
     assert assets.complaint(log) == line
+
+
+# An asset in several archives.
+
+
+def in_pieces(folder, **changed):
+    """An asset cut in three, each piece in an archive of its own, with a licence in the last."""
+    parts = []
+    for number, text in enumerate(("one ", "two ", "three")):
+        (folder / f"part{number}" / "data").mkdir(parents=True)
+        (folder / f"part{number}" / "data" / f"whole.bin.part{number}").write_text(text)
+        parts.append({"source": f"path:{folder / f'part{number}'}", "files": ["data/*"]})
+    (folder / "part2" / "data" / "LICENCE").write_text("terms")
+    first, *further = parts
+    return entry(**first | {"further": further, "joined": "whole.bin"} | changed)
+
+
+def test_pieces_from_several_archives_are_joined_in_their_order(home, tmp_path):
+    register(home, cut=in_pieces(tmp_path))
+    folder = assets.pull("cut")
+    assert tree(folder) == {"whole.bin": "one two three"} and leftovers(home) == []
+    assert (folder / "LICENCE").read_text() == "terms"
+    record = json.loads((folder.parent / "asset.json").read_text())
+    assert {file["path"]: (file["bytes"], file["sha256"]) for file in record["files"]} == {
+        path.name: (path.stat().st_size, sha256_file(path)) for path in folder.iterdir()
+    }
+    shutil.rmtree(tmp_path / "part1")
+    assert assets.pull("cut") == assets.pulled("cut") == folder
+
+
+def test_a_wrong_piece_stops_before_anything_is_unpacked(home, tmp_path):
+    fields = in_pieces(tmp_path)
+    fields["further"][1]["sha256"] = WRONG
+    register(home, cut=fields)
+    message = refusal_of("cut")
+    assert f"path:{tmp_path / 'part2'}" in message and "nothing was unpacked" in message
+    assert list((home / "assets").iterdir()) == []
+
+
+def test_a_changed_piece_of_the_entry_is_pulled_anew(home, tmp_path):
+    fields = in_pieces(tmp_path)
+    register(home, cut=fields)
+    assets.pull("cut")
+    fields["further"].pop()
+    register(home, cut=fields)
+    assert assets.pulled("cut") is None
+    assert tree(assets.pull("cut")) == {"whole.bin": "one two "}
+
+
+def test_archives_that_hold_the_same_file_are_refused(home, tmp_path):
+    fields = in_pieces(tmp_path)
+    (tmp_path / "part1" / "data" / "LICENCE").write_text("other terms")
+    register(home, cut=fields)
+    message = refusal_of("cut")
+    assert f"path:{tmp_path / 'part2'}: another archive holds LICENCE too" in message
+
+
+def test_a_file_without_pieces_is_refused(home, tmp_path):
+    register(home, cut=in_pieces(tmp_path, joined="other.bin"))
+    assert "no file of it is a piece of other.bin" in refusal_of("cut")
+    assert leftovers(home) == []
+
+
+def test_progress_of_a_later_archive_counts_those_before_it(home, tmp_path):
+    archive = wheel(tmp_path / "index", {"texts/a.txt": "alpha"})
+    size = archive.stat().st_size
+    wanted = pinned(archive)
+    rest = {key: wanted[key] for key in ("source", "sha256", "bytes", "files")}
+    register(home, two=local(tmp_path / "mine", files=["b.txt"], bytes=500 + size, further=[rest]))
+    told = []
+    assert tree(assets.pull("two", on_progress=told.append)) == {
+        "b.txt": "second",
+        "a.txt": "alpha",
+    }
+    assert told == sorted(told) and told[0] > 500 and told[-1] == 500 + size
 
 
 # Local sources, and a cache that lives.

@@ -1,14 +1,16 @@
 """Assets: corpora and models known by name, pulled once, checked, and kept in a cache folder.
 
-The catalogue (assets.yaml beside this file, plus the user's own) pins each asset to a version and a
-sha256. The transport is always somebody's own tool: pip, npm, apt, the hub's client; so the user's
-mirrors, proxies and credentials count. Nothing is unpacked before its sha256 is right, nothing is
-installed. pip wants the metadata of a source archive and would execute its setup.py for it, so it
-is handed a build backend that reads PKG-INFO instead (`BACKEND`); only an archive that brings a
-backend of its own could still run code, after its sha256 was found right.
+The catalogue (`stemma.core.catalogue`) pins each asset to a version and a sha256. The transport is
+always somebody's own tool: pip, npm, apt, the hub's client; so the user's mirrors, proxies and
+credentials count. Nothing is unpacked before its sha256 is right, nothing is installed. pip wants
+the metadata of a source archive and would execute its setup.py for it, so it is handed a build
+backend that reads PKG-INFO instead (`BACKEND`); only an archive that brings a backend of its own
+could still run code, after its sha256 was found right.
 
 A kept asset is a folder: `asset.json` (what was fetched, every file with bytes and sha256) beside
-`files/`. It is built in a neighbour folder and renamed, so it is there whole or not at all.
+`files/`. It is built in a neighbour folder and renamed, so it is there whole or not at all. A file
+that was too large for one package may come in several archives and is joined here. Terms that must
+be agreed to are asked for before anything is fetched (`stemma.core.consent`).
 """
 
 import errno
@@ -27,34 +29,33 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
-
-from stemma.core.archives import extract, fingerprint
+from stemma.core.archives import PIECE, Extracted, extract, fingerprint
+from stemma.core.catalogue import (
+    SHAPES,
+    Archive,
+    Asset,
+    cache_folder,
+    catalogue,
+    find,
+    parts_of,
+)
 from stemma.core.config import StrictModel
-from stemma.core.errors import ResourceError, UsageError, nearest
+from stemma.core.consent import has_agreed, require_consent
+from stemma.core.errors import ResourceError, UsageError
 from stemma.core.files import (
     free_bytes,
     install_folder,
     require_writable,
     resource_error,
+    sha256_file,
     write_json,
     write_text,
 )
-from stemma.core.yaml_file import Node, at, build, read_yaml
+
+__all__ = ["cache_folder", "catalogue", "find"]  # of the catalogue, for whoever pulls
 
 OnProgress = Callable[[float], object]  # called with the bytes fetched so far, of Asset.bytes
 
-SHAPES = {
-    "pypi": r"(?P<name>[A-Za-z0-9][\w.-]*)==(?P<version>[\w.!+-]+)",
-    "npm": r"(?P<name>(@[a-z0-9][\w.~-]*/)?[a-z0-9][\w.~-]*)@(?P<version>\d[\w.+-]*)",
-    "deb": r"(?P<name>[a-z0-9][a-z0-9+.-]+)=(?P<version>[\w.+:~-]+)",
-    "hf": r"(?P<repo>\w[\w.-]*/[\w.-]+)/(?P<file>[^@]+)@(?P<revision>[\w./-]+)",
-    "path": r"(?P<path>[/~].*|[A-Za-z]:[\\/].*)",
-}
-WRITTEN = (
-    "pypi:NAME==VERSION, npm:NAME@VERSION, deb:NAME=VERSION, "
-    "hf:OWNER/REPO/FILE@REVISION or path:/ABSOLUTE/PATH"
-)
 TOOLS = {"pypi": "pip", "npm": "npm", "deb": "apt-get", "hf": "the hub's client"}
 PARTS = ("download", "tmp")  # folders of a staging folder that a tool writes to
 REMEDY = "free some space or correct the permissions, or set STEMMA_HOME to another folder"
@@ -81,28 +82,6 @@ __legacy__ = sys.modules[__name__]
 '''
 
 
-class Asset(StrictModel):
-    """One entry of the catalogue: where it is, how it is recognised, what is kept of it."""
-
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="the name to pull it by")
-    kind: Literal["text", "model", "tokenizer", "tasks"] = Field(description="what it is for")
-    summary: str = Field(description="one line for `stemma list assets`")
-    source: str = Field(description="where it comes from")
-    licence: str = Field(description="the terms of the files that are kept")
-    sha256: str = Field("", description="of the archive; may be left out for path: only")
-    bytes: int = Field(0, ge=0, description="size of the archive")
-    files: tuple[str, ...] = Field(min_length=1, description="patterns of the files to keep")
-
-    @model_validator(mode="after")
-    def _is_pinned(self) -> "Asset":
-        prefix, _, rest = self.source.partition(":")
-        if not re.fullmatch(SHAPES.get(prefix, r"(?!)"), rest, re.ASCII):
-            raise ValueError(f"the source {self.source} is not written as {WRITTEN}")
-        if not re.fullmatch("[0-9a-f]{64}", self.sha256) and (prefix != "path" or self.sha256):
-            raise ValueError(f"sha256 must be 64 lower-case hex digits (got {self.sha256!r})")
-        return self
-
-
 class KeptFile(StrictModel):
     """One extracted file: its path below `files/`, its size and its sha256."""
 
@@ -120,73 +99,49 @@ class Kept(StrictModel):
     licence: str
     sha256: str
     patterns: tuple[str, ...]
+    further: tuple[Archive, ...] = ()
+    joined: str = ""
     files: tuple[KeptFile, ...]
 
 
-def cache_folder() -> Path:
-    """$STEMMA_HOME, else the user's cache folder ($XDG_CACHE_HOME or ~/.cache) with /stemma."""
-    if home := os.environ.get("STEMMA_HOME"):
-        return Path(os.path.abspath(os.path.expanduser(home)))
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(cache):  # the XDG specification: a relative path is to be ignored
-        return Path(cache) / "stemma"
-    try:
-        return Path.home() / ".cache" / "stemma"
-    except RuntimeError as error:
-        raise ResourceError("you have no home folder", fix="set STEMMA_HOME to a folder") from error
-
-
-def catalogue() -> dict[str, Asset]:
-    """Every known asset by name: ours, then those of assets.yaml in the cache folder.
-
-    Raises UsageError with file and line for a malformed entry or a name that is already ours.
-    """
-    assets = read_catalogue(Path(__file__).with_name("assets.yaml"))
-    own = cache_folder() / "assets.yaml"
-    if own.exists():
-        assets |= read_catalogue(own, taken=assets)
-    return assets
-
-
-def read_catalogue(path: Path, *, taken: dict[str, Asset] | None = None) -> dict[str, Asset]:
-    """The assets of one YAML file: a mapping from name to the other fields of `Asset`."""
-    root = read_yaml(path)
-    if not isinstance(root.value, dict):
-        raise UsageError("expected asset names, each with its keys", place=root.place)
-    assets = {}
-    for name, node in root.value.items():
-        if name in (taken or {}):
-            what = f"the name {name} is taken by an asset of Stemma"
-            raise UsageError(what, place=at(root, name), fix="choose another name")
-        if not isinstance(node.value, dict) or "name" in node.value:
-            what = "expected the keys of an asset; its name stands before the colon"
-            raise UsageError(what, place=at(root, name), fix="correct it")
-        fields = {"name": Node(name, root.key_places[name], quoted=True), **node.value}
-        places = {"name": root.key_places[name], **node.key_places}
-        assets[name] = build(Asset, Node(fields, node.place, key_places=places), key=name)
-    return assets
-
-
-def find(name: str) -> Asset:
-    """The asset of that name. Raises UsageError with the nearest names where there is none."""
-    assets = catalogue()
-    if name not in assets:
-        raise UsageError(f"no asset is named {name}", fix=nearest(name, assets))
-    return assets[name]
-
-
 def pulled(name: str) -> Path | None:
-    """The folder of an asset's files, if it is kept and nothing of it is missing or resized."""
-    return kept_files(find(name), cache_folder() / "assets" / name)
+    """The folder of an asset's files, if it may be used, is kept, and nothing of it is missing."""
+    asset = find(name)
+    record = agreement_file(asset)
+    if asset.terms and not has_agreed(record, licence=asset.licence, terms=asset.terms):
+        return None
+    return kept_files(asset, cache_folder() / "assets" / name)
+
+
+def agree(asset: Asset, *, given: bool = False) -> None:
+    """See that the terms of an asset are agreed to, where it has any: on record, given, or asked.
+
+    Raises UsageError where they are not; ResourceError where it cannot be written down.
+    """
+    if not asset.terms:
+        return
+    record = agreement_file(asset)
+    try:
+        require_consent(asset.name, record, licence=asset.licence, terms=asset.terms, given=given)
+    except OSError as error:
+        place = error.filename or record
+        raise ResourceError(resource_error(error, place).what, place=place, fix=REMEDY) from error
+
+
+def agreement_file(asset: Asset) -> Path:
+    """Where it is written down that an asset's terms were agreed to: beside its folder."""
+    return cache_folder() / "assets" / f"{asset.name}.agreed.json"
 
 
 def pull(name: str, *, on_progress: OnProgress | None = None) -> Path:
     """The folder of an asset's files; fetched first where it is not kept, or kept damaged.
 
-    Raises UsageError for an unknown name; ResourceError where the network, a tool, the disk or the
-    sha256 refuses: then nothing was unpacked and what was kept before is untouched.
+    Raises UsageError for an unknown name, and for terms that nobody agrees to; ResourceError where
+    the network, a tool, the disk or the sha256 refuses: then nothing was unpacked and what was
+    kept before is untouched.
     """
     asset = find(name)
+    agree(asset)
     room = cache_folder() / "assets"
     if ready := kept_files(asset, room / name):
         return ready
@@ -194,11 +149,8 @@ def pull(name: str, *, on_progress: OnProgress | None = None) -> Path:
         require_writable(room)
         require_space(asset, room)
         with staging_folder(room, name) as staging:
-            archive = FETCH[asset.source.partition(":")[0]](asset, staging, on_progress)
-            found = fingerprint(archive)
-            if found != (asset.sha256 or found):
-                raise wrong_hash(asset, found)
-            keep(asset, archive, found, staging / "asset")
+            archives = fetch_all(asset, staging, on_progress)
+            keep(asset, archives, staging / "asset")
             install_folder(
                 staging / "asset", room / name, whole=lambda kept: bool(kept_files(asset, kept))
             )
@@ -208,6 +160,28 @@ def pull(name: str, *, on_progress: OnProgress | None = None) -> Path:
     return room / name / "files"
 
 
+def fetch_all(
+    asset: Asset, staging: Path, on_progress: OnProgress | None
+) -> list[tuple[Path, str]]:
+    """Every archive of an asset with its sha256, each found to be the right one."""
+    archives, done = [], 0
+    for number, part in enumerate(parts_of(asset)):
+        place = workplace(staging / f"archive{number}")
+        told = shifted(on_progress, done)
+        archive = FETCH[part.source.partition(":")[0]](part, place, told)
+        found = fingerprint(archive)
+        if found != (part.sha256 or found):
+            raise wrong_hash(part, found)
+        archives.append((archive, found))
+        done += part.bytes
+    return archives
+
+
+def shifted(on_progress: OnProgress | None, done: int) -> OnProgress | None:
+    """Progress of one archive, told as that of them all."""
+    return None if on_progress is None else lambda size: on_progress(done + size)
+
+
 def kept_files(asset: Asset, folder: Path) -> Path | None:
     """`folder`/files if the record there is of this very asset and every file has its size."""
     try:
@@ -215,9 +189,9 @@ def kept_files(asset: Asset, folder: Path) -> Path | None:
         whole = all((folder / "files" / f.path).stat().st_size == f.bytes for f in kept.files)
     except (OSError, ValueError):
         return None
-    wanted = (asset.source, asset.sha256 or kept.sha256, asset.files)
-    same = (kept.source, kept.sha256, kept.patterns) == wanted
-    return folder / "files" if same and whole and kept.files else None
+    wanted = (asset.source, asset.sha256 or kept.sha256, asset.files, asset.further, asset.joined)
+    found = (kept.source, kept.sha256, kept.patterns, kept.further, kept.joined)
+    return folder / "files" if found == wanted and whole and kept.files else None
 
 
 def require_space(asset: Asset, room: Path) -> None:
@@ -235,32 +209,69 @@ def staging_folder(room: Path, name: str) -> Iterator[Path]:
                 shutil.rmtree(stale)
     staging = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".partial", dir=room))
     try:
-        for part in PARTS:
-            (staging / part).mkdir()
         yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def keep(asset: Asset, archive: Path, found: str, fresh: Path) -> None:
+def workplace(folder: Path) -> Path:
+    """A folder in which one tool can download one archive."""
+    for part in PARTS:
+        (folder / part).mkdir(parents=True)
+    return folder
+
+
+def keep(asset: Asset, archives: list[tuple[Path, str]], fresh: Path) -> None:
     """Make the folder of a kept asset: the chosen files below files/, and asset.json."""
-    try:
-        files = extract(archive, asset.files, fresh / "files")
-    except ValueError as error:
-        raise ResourceError(
-            f"{asset.source}: {error}",
-            place=f"asset {asset.name}",
-            fix="nothing was kept; correct the entry in assets.yaml",
-        ) from error
+    files: dict[str, Extracted] = {}
+    for number, (part, (archive, _)) in enumerate(zip(parts_of(asset), archives, strict=True)):
+        try:
+            found = extract(archive, part.files, fresh / f"archive{number}")
+            move(found, fresh / f"archive{number}", fresh / "files", files)
+        except ValueError as error:
+            raise not_kept(part, f"{part.source}: {error}") from error
+    if asset.joined:
+        join(asset, fresh / "files", files)
     record = Kept(
         name=asset.name,
         source=asset.source,
         licence=asset.licence,
-        sha256=found,
+        sha256=archives[0][1],
         patterns=asset.files,
-        files=tuple(KeptFile(**asdict(file)) for file in files),
+        further=asset.further,
+        joined=asset.joined,
+        files=tuple(KeptFile(**asdict(file)) for file in files.values()),
     )
     write_json(fresh / "asset.json", record.model_dump(mode="json"))
+
+
+def move(found: list[Extracted], source: Path, target: Path, files: dict[str, Extracted]) -> None:
+    """Put the files of one archive beside those of the others; ValueError for one that is there."""
+    for file in found:
+        if file.path in files:
+            raise ValueError(f"another archive holds {file.path} too")
+        place = target / file.path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(source / file.path, place)
+        files[file.path] = file
+    shutil.rmtree(source)
+
+
+def join(asset: Asset, folder: Path, files: dict[str, Extracted]) -> None:
+    """Make one file of its pieces, in the order of their names; the pieces go."""
+    pieces = sorted(path for path in files if path.startswith(f"{asset.joined}.part"))
+    if not pieces:
+        raise not_kept(asset, f"no file of it is a piece of {asset.joined}")
+    place, size = folder / asset.joined, 0
+    with open(place, "wb") as whole:
+        for piece in pieces:
+            with open(folder / piece, "rb") as part:
+                shutil.copyfileobj(part, whole, PIECE)
+            os.unlink(folder / piece)
+            size += files.pop(piece).bytes
+        whole.flush()
+        os.fsync(whole.fileno())
+    files[asset.joined] = Extracted(path=asset.joined, bytes=size, sha256=sha256_file(place))
 
 
 # Fetching: each returns the path of the archive, inside `staging`/download unless it is local.
@@ -460,6 +471,14 @@ def missing_tool(asset: Asset, name: str, remedy: str) -> ResourceError:
         f"{name} is needed to fetch {asset.source} and is not installed",
         place=f"asset {asset.name}",
         fix=f"{remedy}; it is then kept in STEMMA_HOME ({cache_folder()})",
+    )
+
+
+def not_kept(asset: Asset, what: str) -> ResourceError:
+    return ResourceError(
+        what,
+        place=f"asset {asset.name}",
+        fix="nothing was kept; correct the entry in assets.yaml",
     )
 
 

@@ -156,6 +156,7 @@ def windowed_blocks(window: int | None, windowed: tuple[int, ...], depth: int) -
         what = f"{len(windowed)} blocks are windowed, but window is {window}"
         raise ValueError(f"{what}: give both or neither")
     if windowed != (once := tuple(sorted(set(windowed)))):
-        raise ValueError(f"windowed is {windowed}; name every block once, in order, as {once}")
+        what = f"windowed is {windowed!r:.60}; name every block once, in order, as {once!r:.60}"
+        raise ValueError(what)
     if windowed and windowed[-1] >= depth:
         raise ValueError(f"windowed block {windowed[-1]} is not one of {depth}")

@@ -125,6 +125,7 @@ def pulled(reference: str) -> Path:
     asset = assets.find(reference.removeprefix("asset:"))
     if (folder := assets.pulled(asset.name)) is not None:
         return folder
+    assets.agree(asset)  # before the bar, which would hide the question
     with progress(f"pull {asset.name}", asset.bytes or 1) as update:
         return assets.pull(asset.name, on_progress=update)
 
@@ -133,7 +134,8 @@ def asset_fingerprint(reference: str) -> str:
     """What an asset holds, told by the catalogue where its hash is pinned: nothing is fetched."""
     asset = assets.find(reference.removeprefix("asset:"))
     if asset.sha256:
-        return sha256_json([asset.sha256, list(asset.files)])
+        further = [archive.sha256 for archive in asset.further]
+        return sha256_json([asset.sha256, list(asset.files), *further])
     folder = pulled(reference)
     return file_hashes(sorted(f for f in folder.rglob("*") if f.is_file()), folder)
 
