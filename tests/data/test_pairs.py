@@ -5,7 +5,7 @@ import gzip
 import pytest
 
 from stemma.core.errors import DataError
-from stemma.data.pairs import PairCounts, read_pairs
+from stemma.data.pairs import PairCounts, read_lines, read_pairs
 
 
 def read(folder, sources=("a.en",), targets=("a.de",)):
@@ -25,7 +25,22 @@ def test_lines_pair_up_and_empty_sides_are_counted(tmp_path):
         ("two", "zwei", 2),
         ("five", "fünf", 5),
     ]
-    assert (counts.pairs, counts.empty) == (3, 2)
+    assert (counts.lines, counts.pairs, counts.empty) == (5, 3, 2)
+
+
+def test_every_line_can_be_read_with_its_place_also_the_empty_ones(tmp_path):
+    (tmp_path / "a.en").write_text("one\n\nthree\n")
+    (tmp_path / "a.de").write_text("eins\nzwei\n\n")
+    (tmp_path / "b.en").write_text("four\n")
+    (tmp_path / "b.de").write_text("vier\n")
+    sides = [[tmp_path / f"{name}.{side}" for name in "ab"] for side in ("en", "de")]
+    lines = list(read_lines(*sides, tmp_path))
+    assert [(p.source, p.target, p.place, p.whole) for p in lines] == [
+        ("one", "eins", "a.en:1", True),
+        ("", "zwei", "a.en:2", False),
+        ("three", "", "a.en:3", False),
+        ("four", "vier", "b.en:1", True),
+    ]
 
 
 def test_packed_files_and_several_files_are_read_in_turn(tmp_path):

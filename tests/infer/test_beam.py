@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from stemma.core.errors import ModelError
 from stemma.infer.beam import beam_search, length_penalty
 from stemma.models import transformer
 from stemma.nn.initial import initialise
@@ -55,17 +56,24 @@ def test_with_a_beam_for_every_path_it_finds_the_best_of_all_texts(model, alpha)
     assert math.isclose(found.logprob, logprob(model, source, best), rel_tol=1e-9)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0, 8.0])
+@pytest.mark.parametrize("seed", [3, 8, 16, 25])  # of these some texts end early
 @torch.no_grad()
-def test_one_beam_takes_the_likeliest_token_each_time(model):
+def test_one_beam_takes_the_likeliest_token_each_time_whatever_the_penalty(seed, alpha):
+    config = transformer.TransformerConfig(width=16, depth=1, num_heads=2, vocab_size=VOCAB)
+    model = transformer.build(config)
+    initialise(model, seed=seed, std=0.5, depth=1)
+    model = model.double().eval()
     for source in ([2], [3, 2, 5], [6, 6, 4, 2, 3]):
         text = []
-        while len(text) < 9:
+        while len(text) < 40:
             logits = model(torch.tensor([source]), torch.tensor([[START, *text]]))[0, -1]
             if logits.argmax().item() == END:
                 break
             text.append(logits.argmax().item())
-        found = beam_search(model, [source], start_id=START, end_id=END, max_new_tokens=9)[0]
-        assert found.token_ids == text and found.ended == (len(text) < 9)
+        settings = {"start_id": START, "end_id": END, "max_new_tokens": 40, "alpha": alpha}
+        found = beam_search(model, [source], **settings)[0]
+        assert found.token_ids == text and found.ended == (len(text) < 40)
 
 
 @pytest.mark.parametrize("beams", [1, 3, 5])
@@ -105,6 +113,19 @@ def test_what_cannot_be_searched_is_refused(model):
     with pytest.raises(ValueError, match="without a token"):
         beam_search(model, [[2], []], **settings)
     assert beam_search(model, [], **settings) == []
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_scores_that_are_no_numbers_are_refused_and_not_translated(beams, value):
+    config = transformer.TransformerConfig(width=16, depth=1, num_heads=2, vocab_size=VOCAB)
+    model = transformer.build(config)
+    initialise(model, seed=0, std=0.5, depth=1)
+    with torch.no_grad():
+        model.embedding.weight[2] = value
+    settings = {"start_id": START, "end_id": END, "max_new_tokens": 5, "beams": beams}
+    with pytest.raises(ModelError, match="not finite numbers"):
+        beam_search(model, [[2, 3]], **settings)
 
 
 def test_the_model_is_left_as_it_was(model):

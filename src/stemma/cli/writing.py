@@ -133,8 +133,12 @@ def answer_prompt(
 def translate_prompt(
     network: Any, tokenizer: Any, text: str, given: dict[str, Any], as_json: bool
 ) -> None:
-    """Translate one text by beam search; `--temperature 0` asks for one beam."""
-    from stemma.infer.translate import BeamSearch, hypotheses
+    """Translate one text by beam search; `--temperature 0` asks for one beam.
+
+    What is not asked for is as the model recommends.
+    """
+    from stemma import api
+    from stemma.infer.translate import hypotheses
 
     greedy = given.pop("temperature", None)
     limit = given.pop("max_new_tokens", None)
@@ -142,9 +146,8 @@ def translate_prompt(
         name = f"--{next(iter(given), 'temperature').replace('_', '-')}"
         what = f"{name} has no meaning for a model that translates by beam search"
         raise UsageError(what, fix="leave it out, or use --temperature 0 for one beam")
-    search = BeamSearch(
-        **({"beams": 1} if greedy == 0 else {}), **({"max_new_tokens": limit} if limit else {})
-    )
+    asked = chosen(beams=None if greedy is None else 1, max_new_tokens=limit)
+    search = api.search_of(network, **asked)
     made = hypotheses(network, tokenizer, [text], search)[0]
     said = tokenizer.decode(made.token_ids).strip()
     if as_json:

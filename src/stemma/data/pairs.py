@@ -2,7 +2,7 @@
 
 Files pair up in the order of their names, and may be packed (.gz, .zst) and end in anything
 (`train.en`, `train.de.gz`). Two files of different length are an error with both counts: after
-one line lost, every later pair would be wrong. Pairs with an empty side are left out and counted.
+one line lost, every later pair would be wrong. Lines with an empty side are no pairs, and counted.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,17 +39,32 @@ ANY_TEXT = AnyText()
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A sentence and its translation; `line` is where both stand in their files."""
+    """A sentence and its translation, "" for one that is missing.
+
+    `line` is where both stand in their files; `file` is the name of that of the sentence.
+    """
 
     source: str
     target: str
     line: int
+    file: str
+
+    @property
+    def whole(self) -> bool:
+        """Whether both sides say something."""
+        return bool(self.source and self.target)
+
+    @property
+    def place(self) -> str:
+        """Where the sentence stands: "talk.en:12"."""
+        return f"{self.file}:{self.line}"
 
 
 @dataclass
 class PairCounts:
     """What became of the lines: pairs kept, and lines with an empty side."""
 
+    lines: int = 0
     pairs: int = 0
     empty: int = 0
 
@@ -59,28 +74,38 @@ def read_pairs(
 ) -> Iterator[Pair]:
     """Every pair of the files; `counts` is kept up to date, `root` is where names are told from.
 
+    Raises what `read_lines` raises.
+    """
+    for pair in read_lines(sources, targets, root):
+        counts.lines += 1
+        if pair.whole:
+            counts.pairs += 1
+            yield pair
+        else:
+            counts.empty += 1
+
+
+def read_lines(sources: Sequence[Path], targets: Sequence[Path], root: Path) -> Iterator[Pair]:
+    """Every line of the files, also those of which a side is empty.
+
     Raises DataError, naming file and line, where files do not pair up or a line is no text.
     """
     if len(sources) != len(targets):
         what = f"{len(sources)} source files but {len(targets)} target files"
         raise DataError(what, place=source_name(sources[0], root), fix="give one for each")
     for source, target in zip(sources, targets, strict=True):
-        yield from _pairs_of(source, target, root, counts)
+        yield from _lines_of(source, target, root)
 
 
-def _pairs_of(source: Path, target: Path, root: Path, counts: PairCounts) -> Iterator[Pair]:
+def _lines_of(source: Path, target: Path, root: Path) -> Iterator[Pair]:
     both = zip_longest(read_sentences(source, root), read_sentences(target, root))
+    names = [source_name(path, root) for path in (source, target)]
     for line, (ours, theirs) in enumerate(both, start=1):
         if ours is None or theirs is None:
             lines = [sum(1 for _ in read_sentences(path, root)) for path in (source, target)]
-            names = [source_name(path, root) for path in (source, target)]
             what = f"{lines[0]} lines, but {names[1]} has {lines[1]}"
             raise DataError(what, place=names[0], fix="give files whose lines belong together")
-        if ours and theirs:
-            counts.pairs += 1
-            yield Pair(ours, theirs, line)
-        else:
-            counts.empty += 1
+        yield Pair(ours, theirs, line, names[0])
 
 
 def read_sentences(path: Path, root: Path) -> Iterator[str]:

@@ -2,7 +2,8 @@
 
 Works with every network that has `encode`, `decode` and `new_cache`: recurrent or not. A finished
 text is scored by its log probability over a penalty of its length, else short ones always win
-(arXiv:1609.08144, section 7). With one beam this is greedy decoding.
+(arXiv:1609.08144, section 7). With one beam this is greedy decoding: the likeliest token each time,
+up to the first end, whatever the penalty.
 
 Axes: B sources, K beams, S source tokens, V vocabulary
 """
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stemma.core.errors import ModelError
 from stemma.nn.context import Context
 from stemma.nn.mode import evaluating
 
@@ -73,11 +75,18 @@ class _Search:
         )
 
     def step(self, tokens: list[int]) -> Tensor:
-        """Log probabilities of what follows the newest token of every row, (B, K, V)."""
+        """Log probabilities of what follows the newest token of every row, (B, K, V).
+
+        Raises ModelError where the model's scores are not numbers.
+        """
         tokens_BT = torch.tensor(tokens, device=self.device)[:, None]
-        logits_BTV = self.model.decode(tokens_BT, self.context)
-        scores: Tensor = logits_BTV[:, -1].double().cpu().log_softmax(-1)
-        return scores.view(len(self.sources), self.beams, -1)
+        logits_BV: Tensor = self.model.decode(tokens_BT, self.context)[:, -1].cpu().double()
+        if not logits_BV.amax(-1).isfinite().all():
+            raise ModelError(
+                "the model's scores are not finite numbers",
+                fix="check its weights for NaN, or load it in float32",
+            )
+        return logits_BV.log_softmax(-1).view(len(self.sources), self.beams, -1)
 
 
 @torch.inference_mode()
@@ -94,8 +103,9 @@ def beam_search(
     """The best target of each source, found along `beams` paths.
 
     `sources` are token ids as the network was trained to read them, padded here. A source is done
-    when it has `beams` finished texts and no path still alive could beat the worst of them. Raises
-    ValueError for no beam, and for a source without a token.
+    when it has `beams` finished texts and no path still alive could beat the worst of them; with
+    one beam when a text ends, as there is no second path. Raises ValueError for no beam, and for a
+    source without a token; ModelError where the model's scores are not numbers.
     """
     if beams < 1:
         raise ValueError(f"{beams} beams find nothing; at least 1")
@@ -163,7 +173,12 @@ def _advance(
 
 
 def _done(finished: list[Hypothesis], best_possible: float, beams: int) -> bool:
-    """Whether enough has ended that no path alive can beat the worst of the best `beams`."""
+    """Whether enough has ended that no path alive can beat the worst of the best `beams`.
+
+    A lone path has gone where it was likeliest: once it ends, what is left of it is second best.
+    """
+    if beams == 1:
+        return bool(finished)
     best = sorted((text.score for text in finished), reverse=True)[:beams]
     return len(best) == beams and best[-1] >= best_possible
 

@@ -4,7 +4,7 @@ Sources are read as in training: their tokens and the end; a target begins with 
 begins documents, or else with the end token.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic import Field
@@ -15,6 +15,13 @@ from stemma.data.tokenizer import Tokenizer
 from stemma.infer.beam import Hypothesis, beam_search
 
 TOGETHER = 32  # sentences translated at once
+# what the fields are called in generation_config.json. transformers' `length_penalty` is another
+# formula, log probability / length^penalty: ours has a name of its own, and theirs is not read
+RECOMMENDED = {
+    "beams": "num_beams",
+    "alpha": "length_penalty_alpha",
+    "max_new_tokens": "max_new_tokens",
+}
 
 
 class BeamSearch(StrictModel):
@@ -23,6 +30,24 @@ class BeamSearch(StrictModel):
     beams: int = Field(default=4, ge=1, le=64, description="paths looked along; 1: greedy")
     alpha: float = Field(default=0.6, ge=0, description="exponent of the penalty on length")
     max_new_tokens: int = Field(default=128, ge=1, description="tokens of a translation, at most")
+
+
+def recommendation(search: BeamSearch) -> dict[str, Any]:
+    """Search settings as a model's `generation_config.json` has them.
+
+    >>> recommendation(BeamSearch(beams=5, alpha=1.0))
+    {'num_beams': 5, 'length_penalty_alpha': 1.0, 'max_new_tokens': 128}
+    """
+    return {name: getattr(search, key) for key, name in RECOMMENDED.items()}
+
+
+def recommended(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `BeamSearch` that a model's generation settings say."""
+    return {
+        key: generation[name]
+        for key, name in RECOMMENDED.items()
+        if generation.get(name) is not None
+    }
 
 
 def ends_of(tokenizer: Tokenizer) -> tuple[int, int]:
@@ -48,7 +73,8 @@ def translate(
 ) -> list[str]:
     """The translations of texts in order; `update` is told how many are done.
 
-    Raises UsageError for a text that is longer than the model's context.
+    Raises UsageError for a text that is longer than the model's context, and ModelError where the
+    model's scores are not numbers.
     """
     found = hypotheses(model, tokenizer, texts, search, update=update)
     return [tokenizer.decode(one.token_ids).strip() for one in found]

@@ -22,6 +22,7 @@ from stemma.pipeline import (
     report_lineage,
     report_lineage_words,
     report_results,
+    report_translations,
 )
 from stemma.pipeline import report_facts as facts
 from stemma.pipeline import report_words as words
@@ -40,6 +41,7 @@ from stemma.pipeline.report_markup import (
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 SHOWN_FILES = 400
 SHOWN_RECIPE = 60_000  # characters
+SAMPLING = ", max_new_tokens=100, seed=0"  # settings in an example
 
 
 def write_report(run_folder: Path) -> Path:
@@ -84,7 +86,10 @@ def contents(run: RunRecord) -> list[tuple[str, str, Html]]:
     answers = [("answers", "Answers side by side", report_answers.side_by_side(run))]
     last = run.last(*TRAINING_KINDS)
     reads = last is not None and last.kind in report_encoders.KINDS
+    translates = last is not None and last.kind == report_translations.KIND
     using = "Talk with the model" if talks else "Write with the model"
+    using = "Translate with the model" if translates else using
+    translated = [("translations", "Translations", report_translations.translations(run))]
     compares, alone = bool(run.of_kind("lineage")), compares_only(run)
     learned = [
         ("curves", "Learning curves", report_results.curves(run)),
@@ -94,6 +99,7 @@ def contents(run: RunRecord) -> list[tuple[str, str, Html]]:
         *([("lineage", "Lineage", report_lineage.section(run))] if compares else []),
         *([] if alone else [("scores", "Scores", scores(run))]),
         *(answers if talks else []),
+        *(translated if run.of_kind(report_translations.KIND) else []),
         *([] if alone else learned),
         ("ledger", "Ledger", ledger(run)),
         ("stages", "Stages", stages(run)),
@@ -115,6 +121,8 @@ def header(run: RunRecord, links: Any) -> Html:
     said = (
         words.made_words(run),
         report_lineage.lead(run),
+        report_translations.made_words(run),
+        report_translations.score_words(run),
         " ".join(report_encoders.made_words(run)),
         report_encoders.score_words(run),
         words.score_words(run),
@@ -139,7 +147,7 @@ Figure: TypeAlias = tuple[str, str, str | None]
 def main_figures(run: RunRecord) -> list[Html]:
     """The few numbers that a reader looks for first; those not there yet are left out."""
     entries = [*answer_figures(run), *score_figures(run), *encoder_figures(run)]
-    entries += report_lineage.figures(run)
+    entries += report_translations.figures(run) + report_lineage.figures(run)
     entries += training_figures(run)
     if run.stages:
         entries += [
@@ -213,7 +221,8 @@ def training_figures(run: RunRecord) -> list[Figure]:
 
 def scores(run: RunRecord) -> Html:
     """Scores on documents and on conversations, whichever there are."""
-    found = [report_results.scores(run), report_answers.scores(run), report_encoders.scores(run)]
+    kinds = (report_results, report_answers, report_translations, report_encoders)
+    found = [kind.scores(run) for kind in kinds]
     if any(found):
         return join(found)
     return element("p", words.waiting(run, "Scores", "evaluate"), class_="quiet")
@@ -222,7 +231,7 @@ def scores(run: RunRecord) -> Html:
 def ledger(run: RunRecord) -> Html:
     """Where documents, conversations and tokens went, and whether the accounts balance."""
     parts = report_ledger.document_ledgers(run) + report_conversations.conversation_ledgers(run)
-    parts += report_encoders.ledgers(run)
+    parts += report_translations.ledgers(run) + report_encoders.ledgers(run)
     if not parts:
         kinds = ("curate", *TRAINING_KINDS)
         return element("p", words.waiting(run, "Ledger", *kinds), class_="quiet")
@@ -263,6 +272,8 @@ def result_words(run: RunRecord, stage: StageRecord) -> str:
     """What a stage brought, in a few words."""
     if stage.kind in report_encoders.KINDS and stage.summary:
         return report_encoders.result_words(stage)
+    if stage.kind == report_translations.KIND and stage.summary:
+        return report_translations.result_words(stage)
     if stage.kind == "lineage":
         return report_lineage_words.result_words(stage)
     return words.result_words(run, stage)
@@ -276,6 +287,8 @@ def use(run: RunRecord) -> Html:
     place, prompt = shown_place(run.folder), example_prompt(last)
     if last.kind in report_encoders.KINDS:
         return code(report_encoders.use(f"{place}/{last.name}", last.kind))
+    if last.kind == report_translations.KIND:  # searches as its recipe says
+        return write_with(place, report_translations.example(last.part("translation")), "")
     if last.kind != "sft":
         return write_with(place, prompt)
     base = run.last("pretrain")
@@ -297,13 +310,13 @@ def use(run: RunRecord) -> Html:
     )
 
 
-def write_with(place: str, prompt: str) -> Html:
-    """How to let a model continue a text."""
+def write_with(place: str, prompt: str, settings: str = SAMPLING) -> Html:
+    """How to let a model continue a text, or translate one."""
     return join(
         [
             code(generate_command(place, prompt)),
             element("p", "The same in Python:"),
-            code(python(place, repr(prompt))),
+            code(python(place, repr(prompt), settings)),
         ]
     )
 
@@ -313,12 +326,12 @@ def generate_command(place: str, prompt: str) -> str:
     return f"stemma generate {shlex.quote(place)} --prompt {shlex.quote(prompt)}"
 
 
-def python(place: str, asked: str) -> str:
+def python(place: str, asked: str, settings: str = SAMPLING) -> str:
     """Lines of Python that load the model and print what it writes; `asked` is an expression."""
     return (
         "import stemma\n\n"
         f"model, tokenizer = stemma.load({place!r})\n"
-        f"print(stemma.generate(model, tokenizer, {asked}, max_new_tokens=100, seed=0))"
+        f"print(stemma.generate(model, tokenizer, {asked}{settings}))"
     )
 
 

@@ -274,6 +274,18 @@ def result_words(stage: StageRecord) -> str:
     return words.training_words(stage)
 
 
+def outcome_words(found: Row) -> str:
+    """What an encoder's held-out score is, beside the simplest guess."""
+    if "matrix" in found:
+        of = found["texts"]
+        return f"{found['right']} of {of} texts right, the commonest label {found['majority']}"
+    own, guess = found["model"], found["unigram"]
+    return (
+        f"{own['loss']:.3f} nats and {100 * own['accuracy']:.1f} % of hidden tokens right, "
+        f"by frequency {guess['loss']:.3f} and {100 * guess['accuracy']:.1f} %"
+    )
+
+
 def use(place: str, kind: str) -> str:
     """Lines of Python that use an encoder."""
     load = f"import stemma\n\nmodel, tokenizer = stemma.load({place!r})\n"

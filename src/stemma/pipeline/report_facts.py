@@ -18,7 +18,8 @@ from stemma.core.files import resource_error
 
 FORMAT_VERSION = 1
 REPEAT = "run the recipe again"
-TRAINING_KINDS = ("pretrain", "sft", "masked", "classify")  # kinds of stages that make a model
+# kinds of stages that make a model
+TRAINING_KINDS = ("pretrain", "sft", "translate", "masked", "classify")
 
 Row = dict[str, Any]
 Role: TypeAlias = Literal["model", "before", "baseline"]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from stemma.core.errors import ResourceError
+from stemma.pipeline import report_translations
 from stemma.pipeline import report_words as words
 from stemma.pipeline.report_facts import (
     TRAINING_KINDS,
@@ -39,17 +40,22 @@ ROW_CLASSES = {"model": "own", "before": "before", "baseline": "other"}
 LARGE = {  # curves of the log: what they show, and their colour
     "heldout_bits_per_byte": ("held-out text, bits per byte", MODEL),
     "heldout_answer_loss": ("held-out answers, nats per token", MODEL),
+    "heldout_target_loss": ("held-out translations, nats per token", MODEL),
     "heldout_masked_loss": ("held-out hidden tokens, nats per token", MODEL),
     "heldout_label_loss": ("held-out labels, nats per text", MODEL),
     "loss": ("training loss, nats per token", TRAINING),
 }
 HELD = {  # the held-out curve of a kind of stage
     "sft": "heldout_answer_loss",
+    "translate": "heldout_target_loss",
     "masked": "heldout_masked_loss",
     "classify": "heldout_label_loss",
 }
 
-SAID = {  # how the samples of an encoder came about
+UNITS = {"classify": "texts", "translate": "target tokens"}  # what the log counts, else tokens
+
+SAID = {  # how samples came about that were not drawn
+    "translate": "Translated by the model, by its beam search",
     "masked": "Filled in by the model, the likeliest token in every place",
     "classify": "Labelled by the model",
 }
@@ -149,6 +155,7 @@ def stage_curves(run: RunRecord, stage: StageRecord, index: int) -> Html:
                 beginning_words(stage),
                 network_words(stage) if stage.part("model") and not index else None,
                 loss_words(stage),
+                report_translations.loss_words(stage),
                 class_="quiet",
             ),
             pictures,
@@ -223,7 +230,7 @@ def charts(run: RunRecord, stage: StageRecord, key: str) -> list[Html]:
 
 def unit_of(stage: StageRecord) -> str:
     """What the log of a stage counts."""
-    return "texts" if stage.kind == "classify" else "tokens"
+    return UNITS.get(stage.kind, "tokens")
 
 
 def large_chart(run: RunRecord, stage: StageRecord, key: str, name: str) -> Html:

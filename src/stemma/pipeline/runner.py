@@ -39,6 +39,8 @@ from stemma.pipeline import (
     lineage,
     masked,
     pretrain,
+    report_encoders,
+    report_translations,
     sft,
     tokenizer,
     translate,
@@ -526,25 +528,19 @@ def outcome(run: Run, report: Path) -> dict[str, Any]:
             facts["model"] = str(run.out / name)
             facts["chats"] = stage.kind == "sft"
             facts["reads"] = stage.kind in ("masked", "classify")
+            translated = record["summary"].get("translation")
+            facts["source"] = report_translations.example(translated) if translated else ""
             facts["parameters"] = record["summary"]["parameters"]
             facts["tokens"] = record["summary"]["tokens"]
+            if translated:
+                found = report_translations.outcome_words(translated)
+                facts.setdefault("heldout", {})[name] = found
         if stage.kind == "evaluate":
             facts |= scores_of(record["summary"])
         if stage.kind in ("masked", "classify") and record["summary"]["heldout"]:
-            facts.setdefault("heldout", {})[name] = heldout_words(record["summary"]["heldout"])
+            found = report_encoders.outcome_words(record["summary"]["heldout"])
+            facts.setdefault("heldout", {})[name] = found
     return facts
-
-
-def heldout_words(found: dict[str, Any]) -> str:
-    """What an encoder's held-out score is, beside the simplest guess."""
-    if "matrix" in found:
-        of = found["texts"]
-        return f"{found['right']} of {of} texts right, the commonest label {found['majority']}"
-    own, guess = found["model"], found["unigram"]
-    return (
-        f"{own['loss']:.3f} nats and {100 * own['accuracy']:.1f} % of hidden tokens right, "
-        f"by frequency {guess['loss']:.3f} and {100 * guess['accuracy']:.1f} %"
-    )
 
 
 def scores_of(summary: dict[str, Any]) -> dict[str, Any]:
@@ -586,6 +582,9 @@ def outcome_lines(facts: dict[str, Any]) -> list[str]:
             lines.append(f"the model: {place}, in Python: stemma.load({facts['model']!r})")
         elif facts["chats"]:
             lines.append(f"talk with it: stemma chat {place}")
+        elif facts["source"]:
+            prompt = shlex.quote(facts["source"])
+            lines.append(f"translate with it: stemma generate {place} --prompt {prompt}")
         else:
             lines.append(f'write with it: stemma generate {place} --prompt "Once upon a time"')
     return lines

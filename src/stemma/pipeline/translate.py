@@ -2,12 +2,15 @@
 
 One byte-level vocabulary is learned from both languages. Along training it notes the loss on
 held-out pairs; at the end it translates the held-out sources by beam search and scores them with
-sacrebleu, whose signature says how. What runs the steps, and what makes them resumable, is
-`stemma.pipeline.training`.
+sacrebleu, whose signature says how. What cannot end well is refused before the first step: a
+held-out sentence that does not fit, a missing package. What runs the steps, and what makes them
+resumable, is `stemma.pipeline.training`.
 """
 
+import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -18,19 +21,21 @@ from pydantic import Field, model_validator
 from stemma import api
 from stemma.core import device as machine
 from stemma.core.config import StrictModel
-from stemma.core.errors import DataError
+from stemma.core.errors import DataError, UsageError
+from stemma.core.extras import require
 from stemma.core.files import atomic_file, write_json, write_text
 from stemma.core.progress import LOG, progress
 from stemma.data.bpe import Splitting, train_tokenizer
 from stemma.data.bundles import (
     Bundles,
+    PairBatch,
     PairStore,
-    build_bundle,
+    every_bundle,
     plan_bundles,
     read_bundles,
     write_bundles,
 )
-from stemma.data.pairs import ANY_TEXT, Pair, PairCounts, read_pairs
+from stemma.data.pairs import ANY_TEXT, Pair, PairCounts, read_lines, read_pairs
 from stemma.data.sources import Kind
 from stemma.data.store import Row, open_store, write_rows
 from stemma.data.tokenizer import Tokenizer
@@ -43,13 +48,24 @@ from stemma.pipeline.work import Groups, Work
 from stemma.train.translate import translation_loss, windows
 
 VERSION = 1
+ACCOUNT = "pairs.json"  # what became of the training lines
 SHOWN = 20  # translations that the result holds
+SAMPLED = 4  # held-out sentences translated along training, where the recipe names none
 
 
 class Watch(StrictModel):
     """Scoring along training on the held-out pairs."""
 
     every: int = Field(default=0, ge=0, description="steps between scores; 0: at the end only")
+
+
+class Samples(StrictModel):
+    """Sentences translated along training, by the stage's own search, for the report."""
+
+    every: int = Field(default=0, ge=0, description="steps between samples; 0: none")
+    prompts: tuple[str, ...] = Field(
+        default=(), description="what to translate; default: the first held-out sentences"
+    )
 
 
 class TranslateStage(StrictModel):
@@ -88,7 +104,7 @@ class TranslateStage(StrictModel):
     clip: shared.Clip
     trainable: shared.Trainable
     watch: Watch = Field(default=Watch(), description="held-out loss along training")
-    samples: shared.SampleSetting
+    samples: Samples = Field(default=Samples(), description="translations along training")
     search: BeamSearch = Field(default=BeamSearch(), description="how it translates")
     checkpoint_every: shared.CheckpointEvery
     keep_checkpoints: shared.KeepCheckpoints
@@ -115,15 +131,76 @@ class TranslateStage(StrictModel):
         return self.steps or math.ceil((self.tokens or 0) / self.batch_tokens)
 
 
+@dataclass(frozen=True)
+class Account:
+    """What became of the training lines: `lines` = `train` + `empty` + `too_long`.
+
+    `seen_sources` counts held-out sentences that training has too, `seen_pairs` those of them that
+    have the same translation there.
+    """
+
+    lines: int
+    train: int
+    empty: int
+    too_long: int
+    seen_sources: int
+    seen_pairs: int
+
+
 def paths_of(groups: Groups) -> list[Path]:
     """The files of one key, in the order in which they pair up."""
     return [path for _, files in groups for path in files]
 
 
-def pairs_of(work: Work, source: str, target: str, counts: PairCounts) -> Iterator[Pair]:
-    """The pairs of two keys of the stage."""
-    sources, targets = work.files[source], work.files[target]
+def pairs_of(work: Work, counts: PairCounts) -> Iterator[Pair]:
+    """The pairs to train on."""
+    sources, targets = work.files["source"], work.files["target"]
     return read_pairs(paths_of(sources), paths_of(targets), sources[0][0], counts)
+
+
+def heldout_lines(stage: TranslateStage, work: Work, tokenizer: Tokenizer) -> list[Pair]:
+    """Every held-out line, also those without text.
+
+    Raises DataError for a sentence that the network could not read, and where no line is a pair.
+    """
+    sources, targets = work.files["heldout_source"], work.files["heldout_target"]
+    lines = list(read_lines(paths_of(sources), paths_of(targets), sources[0][0]))
+    require_pairs(lines, f"{work.name}: heldout_source")
+    longer = [
+        (pair.place, length)
+        for pair in lines
+        if (length := source_length(pair.source, tokenizer)) > stage.context
+    ]
+    if longer:
+        place, length = longer[0]
+        what = f"{length} tokens of a held-out sentence do not fit context ({stage.context})"
+        what += f", nor do {len(longer) - 1} more" if len(longer) > 1 else ""
+        raise DataError(what, place=place, fix="raise context, or shorten the sentence")
+    return lines
+
+
+def require_pairs(lines: Iterable[Pair], place: str) -> None:
+    """Refuse files of which no line has text on both sides (DataError)."""
+    if not any(pair.whole for pair in lines):
+        what = "no line has text on both sides"
+        raise DataError(what, place=place, fix="check the files")
+
+
+def source_length(text: str, tokenizer: Tokenizer) -> int:
+    """Tokens of a source as the network reads it, the end included."""
+    return len(tokenizer.encode(text)) + 1
+
+
+def prompts_of(
+    stage: TranslateStage, work: Work, tokenizer: Tokenizer, lines: Sequence[Pair]
+) -> list[str]:
+    """What is translated along training. Raises UsageError for a text that does not fit."""
+    for prompt in stage.samples.prompts:
+        length = source_length(prompt, tokenizer)
+        if length > stage.context:
+            what = f"a prompt of {length} tokens does not fit context ({stage.context})"
+            raise UsageError(what, place=f"{work.name}: samples.prompts", fix="shorten it")
+    return list(stage.samples.prompts) or [p.source for p in lines if p.source][:SAMPLED]
 
 
 def prepare_tokenizer(stage: TranslateStage, work: Work) -> Tokenizer:
@@ -131,7 +208,8 @@ def prepare_tokenizer(stage: TranslateStage, work: Work) -> Tokenizer:
     folder = work.folder / "tokenizer"
     if (folder / "tokenizer_config.json").exists():
         return api.load_tokenizer(folder)
-    pairs = pairs_of(work, "source", "target", PairCounts())
+    pairs = list(pairs_of(work, PairCounts()))
+    require_pairs(pairs, f"{work.name}: source")
     texts = chain.from_iterable((pair.source, pair.target) for pair in pairs)
     tokenizer = train_tokenizer(texts, vocab_size=stage.vocab_size, splitting=stage.splitting)
     for name, text in tokenizer.files().items():  # the config comes last: then all is there
@@ -140,32 +218,82 @@ def prepare_tokenizer(stage: TranslateStage, work: Work) -> Tokenizer:
 
 
 def prepare_data(
-    stage: TranslateStage, work: Work, tokenizer: Tokenizer
-) -> tuple[PairStore, Bundles, dict[str, int]]:
-    """Encode the training pairs and write the plan, once; returns their ledger too."""
+    stage: TranslateStage, work: Work, tokenizer: Tokenizer, lines: Sequence[Pair]
+) -> tuple[PairStore, Bundles, Account]:
+    """Encode the training pairs and write the plan, once; returns their account too."""
     folder = work.folder / "data"
+    if (folder / shared.PLAN).exists():
+        try:
+            plan = read_bundles(folder / shared.PLAN)
+            return open_pairs(folder), plan, read_account(folder / ACCOUNT)
+        except DataError as error:  # made again; the fingerprints tell whether it is the same
+            LOG.warning("the token store is made again: %s: %s", error.place, error.what)
     counts = PairCounts()
-    plan_path = folder / shared.PLAN
-    if not plan_path.exists():
-        pairs = list(pairs_of(work, "source", "target", counts))
-        write_pairs(folder, pairs, tokenizer)
-    store = PairStore(open_store(folder / "source"), open_store(folder / "target"))
-    if not plan_path.exists():
-        lengths = [np.diff(side.offsets) for side in (store.source, store.target)]
-        plan = plan_bundles(lengths[0], lengths[1] - 1, context=stage.context, seed=work.seed)
-        if not plan.num_samples:
-            what = f"no pair of at most {stage.context} tokens among {store.source.num_documents}"
-            raise DataError(what, place=work.name, fix="raise context, or check the files")
-        write_bundles(plan_path, plan)
-        write_json(folder / "pairs.json", vars(counts))
-    plan = read_bundles(plan_path)
-    left_out = store.source.num_documents - len(plan.pair)
-    if left_out:
-        LOG.warning("%d pairs longer than %d tokens are left out", left_out, stage.context)
-    return store, plan, {"pairs": store.source.num_documents, "too_long": left_out}
+    pairs = list(pairs_of(work, counts))
+    store = write_pairs(folder, pairs, tokenizer)
+    plan = plan_of(store, stage.context, seed=work.seed)
+    if not plan.num_samples:
+        what = f"no pair of at most {stage.context} tokens among {len(pairs)}"
+        raise DataError(what, place=work.name, fix="raise context, or check the files")
+    kept = len(plan.pair)
+    seen = already_seen(pairs, lines)
+    account = Account(counts.lines, kept, counts.empty, counts.pairs - kept, *seen)
+    write_json(folder / ACCOUNT, {"format_version": 1, **asdict(account)})
+    write_bundles(folder / shared.PLAN, plan)  # last: then all is there
+    return store, plan, account
 
 
-def write_pairs(folder: Path, pairs: list[Pair], tokenizer: Tokenizer) -> None:
+def plan_of(store: PairStore, context: int, *, seed: int) -> Bundles:
+    """The bundles of a store; what a target begins with is not to be predicted."""
+    lengths = [np.diff(side.offsets) for side in (store.source, store.target)]
+    return plan_bundles(lengths[0], lengths[1] - 1, context=context, seed=seed)
+
+
+def already_seen(train: Iterable[Pair], heldout: Iterable[Pair]) -> tuple[int, int]:
+    """How many held-out sentences training has too, and how many with the same translation."""
+    pairs = {(pair.source, pair.target) for pair in train}
+    sources = {source for source, _ in pairs}
+    asked = [pair for pair in heldout if pair.whole]
+    return (
+        sum(pair.source in sources for pair in asked),
+        sum((pair.source, pair.target) in pairs for pair in asked),
+    )
+
+
+def read_account(path: Path) -> Account:
+    """What became of the training lines; raises DataError where the file is damaged."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        return Account(**{field.name: int(found[field.name]) for field in fields(Account)})
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        fix = "remove it: the stage makes it again"
+        raise DataError(f"not a usable account ({error})", place=path, fix=fix) from error
+
+
+def tell(stage: TranslateStage, account: Account, heldout: Mapping[str, int]) -> None:
+    """Say what is left out, and what makes the scores look better than they are."""
+    left = {
+        "left out of training, lines with an empty side": account.empty,
+        f"left out of training, pairs longer than {stage.context} tokens": account.too_long,
+        "not scored, held-out lines with an empty side": heldout["empty"],
+        "left out of the loss along training, held-out translations longer than "
+        f"{stage.context} tokens": heldout["outside_loss"],
+    }
+    for what, count in left.items():
+        if count:
+            LOG.warning("%s: %d", what, count)
+    if account.seen_sources:
+        what = "%d of %d held-out sentences are in training too, %d with the same translation: "
+        what += "the scores on them flatter"
+        LOG.warning(what, account.seen_sources, heldout["scored"], account.seen_pairs)
+
+
+def open_pairs(folder: Path) -> PairStore:
+    """The token stores of both sides; raises DataError where one is damaged or missing."""
+    return PairStore(open_store(folder / "source"), open_store(folder / "target"))
+
+
+def write_pairs(folder: Path, pairs: Sequence[Pair], tokenizer: Tokenizer) -> PairStore:
     """Both sides of the pairs as token stores."""
     start, end = ends_of(tokenizer)
 
@@ -176,25 +304,34 @@ def write_pairs(folder: Path, pairs: list[Pair], tokenizer: Tokenizer) -> None:
             begun = ids if side == "source" else [start, *ids]
             yield Row([*begun, end], len(text.encode()))
 
-    for side in ("source", "target"):
-        write_rows(folder / side, rows(side), tokenizer)
+    source, target = (
+        write_rows(folder / side, rows(side), tokenizer) for side in ("source", "target")
+    )
+    return PairStore(source, target)
 
 
-def heldout_batches(stage: TranslateStage, work: Work, tokenizer: Tokenizer) -> list[Any]:
-    """The held-out pairs as bundles."""
-    pairs = list(pairs_of(work, "heldout_source", "heldout_target", PairCounts()))
-    folder = work.folder / "data" / "heldout"
-    write_pairs(folder, pairs, tokenizer)
-    store = PairStore(open_store(folder / "source"), open_store(folder / "target"))
-    lengths = [np.diff(side.offsets) for side in (store.source, store.target)]
-    plan = plan_bundles(lengths[0], lengths[1] - 1, context=stage.context, seed=0)
+def heldout_batches(
+    stage: TranslateStage, work: Work, tokenizer: Tokenizer, lines: Sequence[Pair]
+) -> tuple[list[PairBatch], dict[str, int]]:
+    """The held-out pairs as bundles, and what became of the lines: `lines` = `scored` + `empty`.
+
+    A pair whose translation does not fit is scored, and has no part in the loss: `outside_loss`.
+    """
+    pairs = [pair for pair in lines if pair.whole]
+    store = write_pairs(work.folder / "data" / "heldout", pairs, tokenizer)
+    plan = plan_of(store, stage.context, seed=0)
     if not plan.num_samples:
         what = f"no held-out pair of at most {stage.context} tokens"
         raise DataError(what, place=work.name, fix="raise context, or check the files")
-    return [build_bundle(store, plan, sample) for sample in range(plan.num_samples)]
+    return list(every_bundle(store, plan)), {
+        "lines": len(lines),
+        "scored": len(pairs),
+        "empty": sum(not pair.whole for pair in lines),
+        "outside_loss": len(pairs) - len(plan.pair),
+    }
 
 
-def watcher(training: Training, batches: list[Any]) -> Callable[[], None]:
+def watcher(training: Training, batches: list[PairBatch]) -> Callable[[], None]:
     """A function that notes the loss on held-out pairs, without smoothing."""
 
     def watch() -> None:
@@ -204,56 +341,97 @@ def watcher(training: Training, batches: list[Any]) -> Callable[[], None]:
     return watch
 
 
-def sampler(stage: TranslateStage, training: Training, texts: list[str]) -> Callable[[], None]:
+def sampler(
+    stage: TranslateStage, training: Training, prompts: Sequence[str]
+) -> Callable[[], None]:
     """A function that writes the translations of a few sentences."""
-    prompts = list(stage.samples.prompts) or texts[:4]
 
     def sample() -> None:
         made = translate(training.model, training.tokenizer, prompts, stage.search)
-        shared.add_samples(training, prompts, made, 0.0)
+        for prompt, text in zip(prompts, made, strict=True):
+            at = {"step": training.step, "tokens": training.tokens}
+            training.samples.add(**at, prompt=prompt, text=text)
 
     return sample
 
 
-def score(stage: TranslateStage, work: Work, model: Any, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Translate the held-out sources, write `translations.txt`, and score it."""
-    pairs = list(pairs_of(work, "heldout_source", "heldout_target", PairCounts()))
-    with progress(f"{work.name} translates", len(pairs)) as update:
-        made = translate(model, tokenizer, [p.source for p in pairs], stage.search, update=update)
+def on_one_line(text: str) -> str:
+    """A text without line ends: a file of translations has one line for each of the source's.
+
+    >>> on_one_line("ein Hund\\nund ein Ball")
+    'ein Hund und ein Ball'
+    """
+    return " ".join(text.splitlines())
+
+
+def score(
+    stage: TranslateStage, work: Work, model: Any, tokenizer: Tokenizer, lines: Sequence[Pair]
+) -> dict[str, Any]:
+    """Translate the held-out sources, write `translations.txt`, and score it.
+
+    The file has a line for every held-out line, an empty one where there is no source. What has no
+    translation to compare with is translated and not scored.
+    """
+    asked = [pair.source for pair in lines if pair.source]
+    with progress(f"{work.name} translates", len(asked)) as update:
+        made = iter(translate(model, tokenizer, asked, stage.search, update=update))
+    texts = [on_one_line(next(made)) if pair.source else "" for pair in lines]
     with atomic_file(work.folder / "translations.txt") as file:
-        file.write("".join(f"{text}\n" for text in made).encode())
-    shown = zip(pairs[:SHOWN], made[:SHOWN], strict=True)
+        file.write("".join(f"{text}\n" for text in texts).encode())
+    scored = [(pair, text) for pair, text in zip(lines, texts, strict=True) if pair.whole]
     return {
-        **bleu(made, [pair.target for pair in pairs]),
-        "sentences": len(pairs),
+        **bleu([text for _, text in scored], [pair.target for pair, _ in scored]),
+        "sentences": len(scored),
         "search": stage.search.model_dump(),
         "shown": [
-            {"source": pair.source, "wanted": pair.target, "made": text} for pair, text in shown
+            {"source": pair.source, "wanted": pair.target, "made": text}
+            for pair, text in scored[:SHOWN]
         ],
+    }
+
+
+def ledger(training: Training, account: Account, heldout: Mapping[str, int]) -> dict[str, Any]:
+    """Where every line went, and every place for a target token over all epochs."""
+    pairs = asdict(account)
+    seen = {key: pairs.pop(key) for key in ("seen_sources", "seen_pairs")}
+    return {
+        "pairs": pairs,
+        "heldout": {**heldout, **seen},
+        "trained": training.tokens,
+        "padded": training.places - training.filled,
+        "places": training.places,
+        "epochs": training.places / (training.plan.num_samples * training.plan.context),
     }
 
 
 def run(stage: TranslateStage, work: Work) -> dict[str, Any]:
     """Train, leave `final/` as a model folder, and translate what was held out."""
+    require("eval", "sacrebleu")  # now, not after the training
     tokenizer = prepare_tokenizer(stage, work)
     model = prepare_model(stage, work, tokenizer)
-    store, plan, ledger = prepare_data(stage, work, tokenizer)
+    lines = heldout_lines(stage, work, tokenizer)
+    prompts = prompts_of(stage, work, tokenizer, lines)
+    store, plan, account = prepare_data(stage, work, tokenizer, lines)
+    batches, heldout = heldout_batches(stage, work, tokenizer, lines)
+    tell(stage, account, heldout)
     training = shared.begin(
         stage, work, model, tokenizer, store, plan, num_steps=stage.num_steps(plan)
     )
     if training.step < training.num_steps:
-        texts = [p.source for p in pairs_of(work, "heldout_source", "heldout_target", PairCounts())]
-        watch = watcher(training, heldout_batches(stage, work, tokenizer))
         occasions = [
-            (stage.watch.every or training.num_steps, watch),
-            (stage.samples.every, sampler(stage, training, texts)),
+            (stage.watch.every or training.num_steps, watcher(training, batches)),
+            (stage.samples.every, sampler(stage, training, prompts)),
         ]
         loss = translation_loss(stage.label_smoothing)
         shared.train(training, loss, *occasions, windows=windows)
-    found = score(stage, work, model, tokenizer)
+    found = score(stage, work, model, tokenizer, lines)
     model.to("cpu")
+    api.translate_with(model, stage.search)
     api.save(model, tokenizer, work.folder / "final", format="hf", overwrite=True)
-    return shared.summary(training) | {"ledger": ledger, "translation": found}
+    return shared.summary(training) | {
+        "ledger": ledger(training, account, heldout),
+        "translation": found,
+    }
 
 
 def prepare_model(stage: TranslateStage, work: Work, tokenizer: Tokenizer) -> Any:
