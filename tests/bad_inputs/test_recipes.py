@@ -50,7 +50,7 @@ CASES = [
     Refused(37, "in-schedule", recipe("warmup: 1", "warmups: 1"), RUN, 2, AT + r"14\S*: \S*warmups: unknown key; did you mean warmup"),
     Refused(37, "override", good_documents, f"{RUN} base.learing_rate=1", 2, r".*base\.learing_rate.*: unknown key; did you mean learning_rate"),
     Refused(37, "override-stage", good_documents, f"{RUN} bsae.steps=1", 2, r".*bsae\.steps=1.*: unknown key; did you mean base"),
-    Refused(37, "explain-nothing-near", good_documents, "explain qqqqqqq", 2, r"explain qqqqqqq: no such key; known: answers, bad_lines, .*…"),
+    Refused(37, "explain-nothing-near", good_documents, "explain qqqqqqq", 2, r"explain qqqqqqq: no such key; known: activation, .*…"),
     Refused(37, "explain", good_documents, "explain pretrain.learing_rate", 2, r".*learing_rate.*; did you mean .*learning_rate.*"),
     # 38: a wrong type
     Refused(38, "quoted-number", base("learning_rate", '"3e-4"'), RUN, 2, AT + r"13\S*: \S*learning_rate: expected a number, got '3e-4'; .+"),

@@ -34,9 +34,7 @@ class Size(StrictModel):
         ),
         (
             {"width": 3, "heads": 2},
-            Complaint(
-                "", "width (3) must be a multiple of heads (2)", "value_error"
-            ),
+            Complaint("", "width (3) must be a multiple of heads (2)", "value_error"),
         ),
     ],
     ids=["missing", "unknown", "small", "long", "together"],

@@ -227,9 +227,9 @@ def check_network(numbers: Node, kind: str, context: int) -> None:
         what = f"{family} cannot be trained by kind: {kind}"
         fix = f"use {', '.join(fitting)}"
         raise UsageError(what, place=yaml_file.at(numbers, "family"), fix=fix)
-    for given in GIVEN:
+    for given in (*GIVEN, *(MASKED if kind == "masked" else ())):
         if given in numbers.value:
-            says = "the stage" if given == "context" else "the tokenizer"
+            says = "the tokenizer" if given.endswith("vocab_size") else "the stage"
             fix = f"remove it: {says} says"
             raise UsageError("is not set here", place=yaml_file.at(numbers, given), fix=fix)
     if "preset" in numbers.value:
