@@ -69,7 +69,9 @@ DEVIATIONS = (
     ),
     (
         "`nn.moe`",
-        "With a cache no capacity holds, so decoding drops no token.",
+        "With a cache no capacity holds, so decoding drops no token; where one binds, decoding "
+        "differs from a pass without a cache. Switch's column `cached` compares with a pass that "
+        "has a cache too.",
         "Otherwise the answer would depend on how the text is cut into passes.",
     ),
     (

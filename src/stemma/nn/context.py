@@ -45,7 +45,8 @@ class Context:
 
     Attributes:
         positions_BT: absolute positions, int64, -1 for padding; default 0, 1, 2, …
-        document_ids_BT: tokens see only tokens of the same document id (packed samples).
+        document_ids_BT: tokens see only tokens of the same document id (packed samples). A document
+            is one unbroken stretch: layers with a state begin anew wherever the id changes.
         padding_BT: true where a token is real. Padding is masked by this, never by its id.
         segments_BT: which sentence of a pair a token is of (BERT).
         memory_BMC: the encoder's output, for cross attention and decoders that begin from it.

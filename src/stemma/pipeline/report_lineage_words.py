@@ -237,8 +237,8 @@ def significance_words(stage: StageRecord, found: Sequence[Network]) -> str:
     return (
         "A difference counts as significant only where two intervals both leave out zero: over the "
         "seeds (Student, with the spread of all networks) and over pieces of the held-out text "
-        f"(bootstrap). Both are taken {corrected}. Not told apart does not mean equal: more seeds or "
-        "more text might tell."
+        f"(bootstrap). Both are taken {corrected}. Not told apart does not mean equal: more seeds "
+        "or more text might tell."
     )
 
 
