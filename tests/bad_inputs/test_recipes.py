@@ -63,7 +63,7 @@ CASES = [
     Refused(38, "nothing", base("batch_tokens", ""), RUN, 2, AT + r"12\S*: \S*batch_tokens: expected a whole number, got nothing; .+"),
     Refused(38, "not-finite", base("learning_rate", ".nan"), RUN, 2, AT + r"13\S*: \S*learning_rate: expected a number, got \.nan; .+"),
     Refused(38, "override", good_documents, f"{RUN} base.steps=many", 2, r".*base\.steps.*: expected a whole number, got many; .+"),
-    Refused(38, "option", good_documents, "generate . --prompt x --seed many", 2, r".*--seed.*integer.*; see `stemma --help`"),
+    Refused(38, "option", good_documents, "generate . --prompt x --seed many", 2, r".*--seed.*integer.*; see `stemma generate --help`"),
     # 39: out of range
     Refused(39, "rate", base("learning_rate", "-1"), RUN, 2, AT + r"13\S*: \S*learning_rate: .*greater than 0 .*-1.*; .+"),
     Refused(39, "rate-zero", base("learning_rate", "0"), RUN, 2, AT + r"13\S*: \S*learning_rate: .*greater than 0 .*; .+"),

@@ -52,13 +52,24 @@ def out_of_memory(error: BaseException) -> bool:
     return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
+def command_of(error: BaseException) -> str:
+    """The command that a mistake was made in, however the program was started."""
+    names: list[str] = []
+    context = getattr(error, "ctx", None)
+    while context is not None and context.parent is not None:
+        names.insert(0, str(context.info_name))
+        context = context.parent
+    return " ".join(["stemma", *names])
+
+
 def one_line(error: BaseException) -> tuple[str, int]:
     """The line and the exit code for anything that can go wrong."""
     if isinstance(error, StemmaError):
         return str(error), error.exit_code
     if isinstance(error, Mistake):
         message = error.format_message().rstrip(".")  # type: ignore[attr-defined]
-        return str(UsageError(message, fix="see `stemma --help`")), UsageError.exit_code
+        fix = f"see `{command_of(error)} --help`"
+        return str(UsageError(message, fix=fix)), UsageError.exit_code
     if isinstance(error, MemoryError) or out_of_memory(error):
         fix = "use a smaller batch, context or model"
         return str(ResourceError("out of memory", fix=fix)), ResourceError.exit_code
