@@ -8,19 +8,17 @@ their own, is in `chatglm.py`.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from stemma.interop.llama_layout import ATTENTION, EMBEDDING, HEAD, IGNORED, entries_of
 from stemma.interop.rope import read_rope, write_rope
 from stemma.interop.tables import REQUIRED, Entry, Keys, pick
 from stemma.models.chatglm2 import ChatGLM2Config, build
 
-__all__ = ["build"]
+__all__ = ["EMBEDDING", "HEAD", "IGNORED", "build"]
 
 MODEL_TYPE = "glm"
 ARCHITECTURE = "GlmForCausalLM"
 CONFIG = ChatGLM2Config
 PREFIX = ""
-HEAD = "lm_head.weight"
-EMBEDDING = "model.embed_tokens.weight"
-IGNORED = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 
 KEYS: Keys = {
     "width": ("hidden_size", REQUIRED),
@@ -100,10 +98,7 @@ def config_to_foreign(config: ChatGLM2Config) -> dict[str, Any]:
 
 LAYER = {  # theirs: (ours, the config key of each axis)
     "input_layernorm": ("attention_norm", "hidden_size"),
-    "self_attn.q_proj": ("attention.query", "num_attention_heads*head_dim hidden_size"),
-    "self_attn.k_proj": ("attention.key", "num_key_value_heads*head_dim hidden_size"),
-    "self_attn.v_proj": ("attention.value", "num_key_value_heads*head_dim hidden_size"),
-    "self_attn.o_proj": ("attention.output", "hidden_size num_attention_heads*head_dim"),
+    **ATTENTION,
     "post_attention_layernorm": ("mlp_norm", "hidden_size"),
     "mlp.gate_up_proj": ("mlp.gate mlp.up", "intermediate_size hidden_size"),
     "mlp.down_proj": ("mlp.down", "hidden_size intermediate_size"),
@@ -112,14 +107,5 @@ LAYER = {  # theirs: (ours, the config key of each axis)
 
 def entries(config: ChatGLM2Config) -> Iterator[Entry]:
     """Every tensor of the file, in the order of the network."""
-    yield Entry(EMBEDDING, ("embedding.weight",), ("vocab_size", "hidden_size"))
-    for index in range(config.depth):
-        for name, (parts, words) in LAYER.items():
-            theirs, keys = f"model.layers.{index}.{name}", tuple(words.split())
-            ours = tuple(f"blocks.{index}.{part}" for part in parts.split())
-            yield Entry(f"{theirs}.weight", tuple(f"{part}.weight" for part in ours), keys)
-            if config.qkv_bias and name.endswith(("q_proj", "k_proj", "v_proj")):
-                yield Entry(f"{theirs}.bias", (f"{ours[0]}.bias",), keys[:1])
-    yield Entry("model.norm.weight", ("norm.weight",), ("hidden_size",))
-    if not config.tied:
-        yield Entry(HEAD, ("head.weight",), ("vocab_size", "hidden_size"))
+    biased = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj") if config.qkv_bias else ()
+    return entries_of(config, LAYER, biased=biased.__contains__)

@@ -9,19 +9,17 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from stemma.interop.layer_types import FULL, WINDOW, read_windowed, write_windowed
+from stemma.interop.llama_layout import ATTENTION, EMBEDDING, HEAD, IGNORED, MLP, entries_of
 from stemma.interop.rope import read_scaling, write_rope
 from stemma.interop.tables import REQUIRED, Entry, Keys, pick
 from stemma.models.gemma3 import Gemma3Config, build
 
-__all__ = ["build"]
+__all__ = ["EMBEDDING", "HEAD", "IGNORED", "build"]
 
 MODEL_TYPE = "gemma3_text"
 ARCHITECTURE = "Gemma3ForCausalLM"
 CONFIG = Gemma3Config
 PREFIX = ""
-HEAD = "lm_head.weight"
-EMBEDDING = "model.embed_tokens.weight"
-IGNORED = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 
 KEYS: Keys = {
     "width": ("hidden_size", REQUIRED),
@@ -123,31 +121,17 @@ def config_to_foreign(config: Gemma3Config) -> dict[str, Any]:
 
 LAYER = {  # theirs: (ours, the config key of each axis)
     "input_layernorm": ("attention_norm", "hidden_size"),
-    "self_attn.q_proj": ("attention.query", "num_attention_heads*head_dim hidden_size"),
-    "self_attn.k_proj": ("attention.key", "num_key_value_heads*head_dim hidden_size"),
-    "self_attn.v_proj": ("attention.value", "num_key_value_heads*head_dim hidden_size"),
-    "self_attn.o_proj": ("attention.output", "hidden_size num_attention_heads*head_dim"),
+    **ATTENTION,
     "self_attn.q_norm": ("attention.query_norm", "head_dim"),
     "self_attn.k_norm": ("attention.key_norm", "head_dim"),
     "post_attention_layernorm": ("attention_post_norm", "hidden_size"),
     "pre_feedforward_layernorm": ("mlp_norm", "hidden_size"),
-    "mlp.gate_proj": ("mlp.gate", "intermediate_size hidden_size"),
-    "mlp.up_proj": ("mlp.up", "intermediate_size hidden_size"),
-    "mlp.down_proj": ("mlp.down", "hidden_size intermediate_size"),
+    **MLP,
     "post_feedforward_layernorm": ("mlp_post_norm", "hidden_size"),
 }
 
 
 def entries(config: Gemma3Config) -> Iterator[Entry]:
     """Every tensor of the file, in the order of the network."""
-    yield Entry(EMBEDDING, ("embedding.weight",), ("vocab_size", "hidden_size"))
-    for index in range(config.depth):
-        for name, (part, words) in LAYER.items():
-            theirs, ours = f"model.layers.{index}.{name}", f"blocks.{index}.{part}"
-            keys = tuple(words.split())
-            yield Entry(f"{theirs}.weight", (f"{ours}.weight",), keys)
-            if config.attention_bias and name.endswith(("q_proj", "k_proj", "v_proj", "o_proj")):
-                yield Entry(f"{theirs}.bias", (f"{ours}.bias",), keys[:1])
-    yield Entry("model.norm.weight", ("norm.weight",), ("hidden_size",))
-    if not config.tied:
-        yield Entry(HEAD, ("head.weight",), ("vocab_size", "hidden_size"))
+    biased = ATTENTION if config.attention_bias else {}
+    return entries_of(config, LAYER, biased=biased.__contains__)

@@ -7,19 +7,17 @@ does not say, and null where there is none.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from stemma.interop.llama_layout import EMBEDDING, HEAD, IGNORED, LLAMA, entries_of, pick_heads
 from stemma.interop.rope import read_rope, write_rope
-from stemma.interop.tables import REQUIRED, Entry, Keys, pick
+from stemma.interop.tables import REQUIRED, Entry, Keys
 from stemma.models.mistral import MistralConfig, build
 
-__all__ = ["build"]
+__all__ = ["EMBEDDING", "HEAD", "IGNORED", "build"]
 
 MODEL_TYPE = "mistral"
 ARCHITECTURE = "MistralForCausalLM"
 CONFIG = MistralConfig
 PREFIX = ""
-HEAD = "lm_head.weight"
-EMBEDDING = "model.embed_tokens.weight"
-IGNORED = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"  # written before transformers 4.32
 
 KEYS: Keys = {
     "width": ("hidden_size", REQUIRED),
@@ -52,11 +50,7 @@ def config_from_foreign(foreign: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises KeyError for a key that must be there, ValueError for a setting we cannot compute.
     """
-    numbers = pick(foreign, KEYS)
-    if numbers["num_kv_heads"] is None:
-        numbers["num_kv_heads"] = numbers["num_heads"]
-    if numbers["head_dim"] is None:
-        del numbers["head_dim"]
+    numbers = pick_heads(foreign, KEYS)
     return {**numbers, **read_rope(foreign)}
 
 
@@ -69,29 +63,6 @@ def config_to_foreign(config: MistralConfig) -> dict[str, Any]:
     }
 
 
-LAYER = {  # theirs: (ours, the config key of each axis)
-    "input_layernorm": ("attention_norm", "hidden_size"),
-    "self_attn.q_proj": ("attention.query", "num_attention_heads*head_dim hidden_size"),
-    "self_attn.k_proj": ("attention.key", "num_key_value_heads*head_dim hidden_size"),
-    "self_attn.v_proj": ("attention.value", "num_key_value_heads*head_dim hidden_size"),
-    "self_attn.o_proj": ("attention.output", "hidden_size num_attention_heads*head_dim"),
-    "post_attention_layernorm": ("mlp_norm", "hidden_size"),
-    "mlp.gate_proj": ("mlp.gate", "intermediate_size hidden_size"),
-    "mlp.up_proj": ("mlp.up", "intermediate_size hidden_size"),
-    "mlp.down_proj": ("mlp.down", "hidden_size intermediate_size"),
-}
-
-
 def entries(config: MistralConfig) -> Iterator[Entry]:
     """Every tensor of the file, in the order of the network."""
-    yield Entry(EMBEDDING, ("embedding.weight",), ("vocab_size", "hidden_size"))
-    for index in range(config.depth):
-        for theirs, (ours, keys) in LAYER.items():
-            yield Entry(
-                f"model.layers.{index}.{theirs}.weight",
-                (f"blocks.{index}.{ours}.weight",),
-                tuple(keys.split()),
-            )
-    yield Entry("model.norm.weight", ("norm.weight",), ("hidden_size",))
-    if not config.tied:
-        yield Entry(HEAD, ("head.weight",), ("vocab_size", "hidden_size"))
+    return entries_of(config, LLAMA)

@@ -9,11 +9,12 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from stemma.interop.llama_layout import ATTENTION, EMBEDDING, HEAD, IGNORED, pick_heads
 from stemma.interop.rope import read_rope, write_rope
-from stemma.interop.tables import REQUIRED, Entry, Keys, pick
+from stemma.interop.tables import REQUIRED, Entry, Keys
 from stemma.models.mixtral import MixtralConfig, build
 
-__all__ = ["build"]
+__all__ = ["EMBEDDING", "HEAD", "IGNORED", "build"]
 
 log = logging.getLogger(__name__)
 
@@ -21,9 +22,6 @@ MODEL_TYPE = "mixtral"
 ARCHITECTURE = "MixtralForCausalLM"
 CONFIG = MixtralConfig
 PREFIX = ""
-HEAD = "lm_head.weight"
-EMBEDDING = "model.embed_tokens.weight"
-IGNORED = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"  # written before transformers 4.32
 
 KEYS: Keys = {
     "width": ("hidden_size", REQUIRED),
@@ -58,11 +56,7 @@ def config_from_foreign(foreign: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises KeyError for a key that must be there, ValueError for a setting we cannot compute.
     """
-    numbers = pick(foreign, KEYS)
-    if numbers["num_kv_heads"] is None:
-        numbers["num_kv_heads"] = numbers["num_heads"]
-    if numbers["head_dim"] is None:
-        del numbers["head_dim"]
+    numbers = pick_heads(foreign, KEYS)
     if foreign.get("router_jitter_noise"):
         log.warning("router_jitter_noise is not used: training scores the tokens as they are")
     return {**numbers, **read_rope(foreign, base=1e6)}
@@ -79,10 +73,7 @@ def config_to_foreign(config: MixtralConfig) -> dict[str, Any]:
 
 LAYER = {  # theirs: (ours, the config key of each axis)
     "input_layernorm": ("attention_norm", "hidden_size"),
-    "self_attn.q_proj": ("attention.query", "num_attention_heads*head_dim hidden_size"),
-    "self_attn.k_proj": ("attention.key", "num_key_value_heads*head_dim hidden_size"),
-    "self_attn.v_proj": ("attention.value", "num_key_value_heads*head_dim hidden_size"),
-    "self_attn.o_proj": ("attention.output", "hidden_size num_attention_heads*head_dim"),
+    **ATTENTION,
     "post_attention_layernorm": ("moe_norm", "hidden_size"),
     "block_sparse_moe.gate": ("moe.router", "num_local_experts hidden_size"),
 }

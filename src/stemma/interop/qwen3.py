@@ -8,19 +8,25 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from stemma.interop.layer_types import read_late_windows, write_late_windows
+from stemma.interop.llama_layout import (
+    ATTENTION,
+    EMBEDDING,
+    HEAD,
+    IGNORED,
+    MLP,
+    entries_of,
+    pick_heads,
+)
 from stemma.interop.rope import read_rope, write_rope
-from stemma.interop.tables import REQUIRED, Entry, Keys, pick
+from stemma.interop.tables import REQUIRED, Entry, Keys
 from stemma.models.qwen3 import Qwen3Config, build
 
-__all__ = ["build"]
+__all__ = ["EMBEDDING", "HEAD", "IGNORED", "build"]
 
 MODEL_TYPE = "qwen3"
 ARCHITECTURE = "Qwen3ForCausalLM"
 CONFIG = Qwen3Config
 PREFIX = ""
-HEAD = "lm_head.weight"
-EMBEDDING = "model.embed_tokens.weight"
-IGNORED = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 
 KEYS: Keys = {
     "width": ("hidden_size", REQUIRED),
@@ -54,11 +60,7 @@ def config_from_foreign(foreign: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises KeyError for a key that must be there, ValueError for a setting we cannot compute.
     """
-    numbers = pick(foreign, KEYS)
-    if numbers["num_kv_heads"] is None:
-        numbers["num_kv_heads"] = numbers["num_heads"]
-    if numbers["head_dim"] is None:
-        del numbers["head_dim"]
+    numbers = pick_heads(foreign, KEYS)
     windows = read_late_windows(foreign, depth=numbers["depth"])
     return {**numbers, **windows, **read_rope(foreign)}
 
@@ -75,29 +77,15 @@ def config_to_foreign(config: Qwen3Config) -> dict[str, Any]:
 
 LAYER = {  # theirs: (ours, the config key of each axis)
     "input_layernorm": ("attention_norm", "hidden_size"),
-    "self_attn.q_proj": ("attention.query", "num_attention_heads*head_dim hidden_size"),
-    "self_attn.k_proj": ("attention.key", "num_key_value_heads*head_dim hidden_size"),
-    "self_attn.v_proj": ("attention.value", "num_key_value_heads*head_dim hidden_size"),
-    "self_attn.o_proj": ("attention.output", "hidden_size num_attention_heads*head_dim"),
+    **ATTENTION,
     "self_attn.q_norm": ("attention.query_norm", "head_dim"),
     "self_attn.k_norm": ("attention.key_norm", "head_dim"),
     "post_attention_layernorm": ("mlp_norm", "hidden_size"),
-    "mlp.gate_proj": ("mlp.gate", "intermediate_size hidden_size"),
-    "mlp.up_proj": ("mlp.up", "intermediate_size hidden_size"),
-    "mlp.down_proj": ("mlp.down", "hidden_size intermediate_size"),
+    **MLP,
 }
 
 
 def entries(config: Qwen3Config) -> Iterator[Entry]:
     """Every tensor of the file, in the order of the network."""
-    yield Entry(EMBEDDING, ("embedding.weight",), ("vocab_size", "hidden_size"))
-    for index in range(config.depth):
-        for name, (part, words) in LAYER.items():
-            theirs, ours = f"model.layers.{index}.{name}", f"blocks.{index}.{part}"
-            keys = tuple(words.split())
-            yield Entry(f"{theirs}.weight", (f"{ours}.weight",), keys)
-            if config.attention_bias and name.endswith(("q_proj", "k_proj", "v_proj", "o_proj")):
-                yield Entry(f"{theirs}.bias", (f"{ours}.bias",), keys[:1])
-    yield Entry("model.norm.weight", ("norm.weight",), ("hidden_size",))
-    if not config.tied:
-        yield Entry(HEAD, ("head.weight",), ("vocab_size", "hidden_size"))
+    biased = ATTENTION if config.attention_bias else {}
+    return entries_of(config, LAYER, biased=biased.__contains__)
