@@ -107,7 +107,7 @@ def shown_default(entry: reference.Entry) -> str:
     """A key's default, that it must be given, or that it follows from other keys."""
     if entry.default:
         return code(entry.default)
-    return "follows" if "; default " in entry.meaning else "required"
+    return "follows" if entry.follows else "required"
 
 
 # The command line

@@ -202,6 +202,21 @@ def cache(tmp_path, monkeypatch):
     return home
 
 
+def test_a_comparison_says_that_it_keeps_no_model(tmp_path):
+    """Going on, or running again, would never give one."""
+    (tmp_path / "recipe.yaml").write_text("stages: {tree: {kind: lineage}}\n")
+    (tmp_path / "tree" / "trials").mkdir(parents=True)
+    for place in (tmp_path, tmp_path / "tree"):
+        with pytest.raises(ModelError, match="tree: a lineage compares networks and keeps no mo"):
+            api.load(place)
+
+
+def test_text_without_a_tokenizer_is_refused():
+    model = api.build("llama", width=8, depth=1, num_heads=2, vocab_size=9)
+    with pytest.raises(ModelError, match="the model has no tokenizer; add tokenizer.json"):
+        api.generate(model, None, "hi")
+
+
 def test_asset_is_found_by_its_name(cache):
     assert api.load("small")[0].config.width == 24
     assert api.info("small")["licence"] == "MIT"

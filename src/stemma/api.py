@@ -316,13 +316,23 @@ def _folder_of(path: Path) -> Path:
         for stage in reversed(_stages(path / "recipe.yaml")):
             if (path / stage / "final" / "config.json").is_file():
                 return path / stage / "final"
+            _refuse_comparison(path / stage)
         raise ModelError("no stage of this run has made a model yet", place=path, fix=_go_on(path))
+    _refuse_comparison(path)
     if (path / "steps").is_dir():
         fix = "run the recipe again to go on"
         raise ModelError("this stage is not finished", place=path, fix=fix)
     if (path / "config.json").exists():
         return path
     return only_gguf(path) or path
+
+
+def _refuse_comparison(stage: Path) -> None:
+    """Refuse a stage that compares networks: it keeps what it measured, and none of them."""
+    if (stage / "trials").is_dir():
+        what = "a lineage compares networks and keeps no model"
+        fix = "train the one you want in a pretrain stage, with its numbers from the recipe"
+        raise ModelError(what, place=stage, fix=fix)
 
 
 def _go_on(run: Path) -> str:
@@ -398,8 +408,11 @@ def generate(
     a list. `settings` are the fields of `Sampling`: `max_new_tokens`, `temperature` (0 takes the
     likeliest token), `top_p`, `top_k`, `min_p`, `seed`, `stop`, …; those not given come from the
     model's own recommendation. Raises UsageError for an unknown setting, for messages that are
-    none or without a template, or a prompt longer than the model's context.
+    none or without a template, or a prompt longer than the model's context; ModelError where there
+    is no tokenizer.
     """
+    if tokenizer is None:
+        raise ModelError("the model has no tokenizer", place="tokenizer", fix="add tokenizer.json")
     if does(model.config.family) == "translate":
         translated: str | list[str] = translate(model, tokenizer, prompt, **settings)
         return translated
@@ -444,7 +457,8 @@ def require_writer(model: Any) -> None:
         raise UsageError(what, place="model", fix=fix)
     if does(family) == "read":
         what = f"a {family} reads texts whole and writes none"
-        raise UsageError(what, place="model", fix="use a model that goes on from a text")
+        fix = "use fill or label of stemma.infer.encoders, or a model that goes on from a text"
+        raise UsageError(what, place="model", fix=fix)
 
 
 def _prompts(prompt: Any) -> tuple[list[Any], bool]:

@@ -19,6 +19,9 @@ def tokenizer():
     return with_marks(train_tokenizer([TEXT], vocab_size=280))
 
 
+SMALL = {"width": 16, "depth": 1, "num_heads": 2, "context": 12, "vocab_size": 284}
+
+
 @pytest.fixture(scope="module")
 def model(tokenizer):
     numbers = {"width": 16, "depth": 2, "num_heads": 2, "context": 12, "dropout": 0.3}
@@ -47,6 +50,32 @@ def test_every_hidden_place_gets_its_likeliest_token(model, tokenizer):
 def test_what_cannot_be_filled_is_refused(model, tokenizer, text, what):
     with pytest.raises(UsageError, match=what):
         fill(model, tokenizer, [text])
+
+
+def test_a_mask_takes_in_the_space_before_it(tokenizer, tmp_path):
+    """Words are learned with that space: " cat" is hidden, so no lone space may stay."""
+    marks, ids = marks_of(tokenizer), tokenizer.encode("on the")
+    assert tokenizer.decode(ids[-1:]) == " the"
+    wanted = [*ids[:-1], marks.mask]
+    api.save(api.build("bert", **SMALL), tokenizer, tmp_path / "saved")
+    _, loaded = api.load(tmp_path / "saved")
+    for each in (tokenizer, loaded):
+        assert each.encode_template("on [MASK]") == each.encode_template("on[MASK]") == wanted
+
+
+def test_one_text_is_not_taken_for_a_list_of_its_characters(model, tokenizer):
+    for ask in (fill, label):
+        with pytest.raises(UsageError, match="a text, not a list of texts"):
+            ask(model, tokenizer, "the [MASK]")
+
+
+def test_a_network_without_the_head_is_refused(tokenizer):
+    reader = api.build("bert", **SMALL)
+    with pytest.raises(UsageError, match="labels nothing; give one of a classify stage"):
+        label(reader, tokenizer, ["the cat"])
+    reader.head = None
+    with pytest.raises(UsageError, match="fills in nothing; give one of a masked stage"):
+        fill(reader, tokenizer, ["the [MASK]"])
 
 
 def test_a_text_gets_the_same_shares_alone_and_among_others(model, tokenizer):

@@ -31,8 +31,8 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run a recipe: skip what is complete, resume what is half done."""
+    from stemma.pipeline import outcome, runner
     from stemma.pipeline import recipe as recipes
-    from stemma.pipeline import runner
 
     flags = {"--fresh": fresh, "--overwrite": overwrite, "--reset-data": reset_data}
     if len(chosen := [flag for flag, given in flags.items() if given]) > 1:
@@ -66,8 +66,8 @@ def run(
         if fresh:
             progress.LOG.warning("to go on, give the same command without --fresh")
         raise
-    outcome = runner.outcome(job, report)
-    put(outcome) if as_json else print("\n".join(runner.outcome_lines(outcome)))
+    made = outcome.outcome(job, report)
+    put(made) if as_json else print("\n".join(outcome.outcome_lines(made)))
 
 
 @app.command()
@@ -122,4 +122,5 @@ def explain(
         return
     for entry in found:
         default = f", default {entry.default}" if entry.default else ", required"
+        default = ", may be left out" if entry.follows else default
         print(f"{entry.key}\n    {entry.meaning}\n    {entry.type}{default}")

@@ -68,7 +68,13 @@ def with_marks(tokenizer: Tokenizer) -> Tokenizer:
     if all(tokenizer.backend.token_to_id(word) is not None for word in words.values()):
         return tokenizer
     backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
-    backend.add_special_tokens([tokenizers.AddedToken(w, special=True) for w in words.values()])
+    # what is hidden was learned with the space before it, so the mask takes that space in
+    backend.add_special_tokens(
+        [
+            tokenizers.AddedToken(word, special=True, lstrip=role == "mask_token")
+            for role, word in words.items()
+        ]
+    )
     begin, end = words["cls_token"], words["sep_token"]
     backend.post_processor = processors.TemplateProcessing(
         single=f"{begin} $A {end}",

@@ -22,8 +22,13 @@ TOGETHER = 32  # texts that go through the network at once
 def fill(model: Any, tokenizer: Tokenizer, texts: Sequence[str]) -> list[str]:
     """The texts with the likeliest token in each place of `[MASK]`, or of what the model calls it.
 
-    Raises UsageError for a text without such a place, or longer than the model's context.
+    Raises UsageError for a text without such a place, or longer than the model's context, and for
+    a model that was not trained to fill in.
     """
+    require_list(texts)
+    if getattr(model, "head", None) is None:
+        what = f"a {model.config.family} without a head for hidden words fills in nothing"
+        raise UsageError(what, place="model", fix="give one of a masked stage, or use label")
     marks, filled = marks_of(tokenizer), []
     for text in texts:
         ids = around(marks, tokenizer.encode_template(text))
@@ -35,6 +40,12 @@ def fill(model: Any, tokenizer: Tokenizer, texts: Sequence[str]) -> list[str]:
             raise UsageError(what, place=f"{text!r:.60}", fix="shorten it")
         filled.append(tokenizer.decode(filled_ids(model, ids, marks.mask)[1:-1]))
     return filled
+
+
+def require_list(texts: Any) -> None:
+    """Refuse a single text where a list is meant: each of its characters would be one."""
+    if isinstance(texts, str):
+        raise UsageError("a text, not a list of texts", place=f"{texts!r:.60}", fix="write [text]")
 
 
 def filled_ids(model: Any, ids: Sequence[int], mask_id: int) -> list[int]:
@@ -56,8 +67,12 @@ def label(
     """The probability of every label for each text or pair, the likeliest label first.
 
     What is too long for the model's context is cut at its end. Labels without names are called by
-    their numbers.
+    their numbers. Raises UsageError for a model that was not trained to label.
     """
+    require_list(texts)
+    if getattr(model, "classifier", None) is None:
+        what = f"a {model.config.family} without labels labels nothing"
+        raise UsageError(what, place="model", fix="give one of a classify stage, or use fill")
     probabilities: list[dict[str, float]] = []
     for start in range(0, len(texts), TOGETHER):
         tokens_BT, context = rows(tokenizer, texts[start : start + TOGETHER], model.config.context)

@@ -27,6 +27,11 @@ class Entry:
     default: str
     meaning: str
 
+    @property
+    def follows(self) -> bool:
+        """Whether the key may be left out because its value then follows from other keys."""
+        return not self.default and "; default " in self.meaning
+
 
 def entries() -> list[Entry]:
     """All keys: of a recipe, of each kind of stage, of each family's `model`."""

@@ -233,13 +233,18 @@ def unit_of(stage: StageRecord) -> str:
     return UNITS.get(stage.kind, "tokens")
 
 
+def titled(stage: StageRecord, name: str) -> str:
+    """What a curve shows, in the unit of its stage."""
+    title = LARGE[name][0]
+    return title.replace("token", "text") if stage.kind == "classify" else title
+
+
 def large_chart(run: RunRecord, stage: StageRecord, key: str, name: str) -> Html:
     """One of the curves that matter; nothing where the log does not have it."""
-    title, colour = LARGE[name]
+    title, colour = titled(stage, name), LARGE[name][1]
     tokens, values = stage.series(name)
     if not values:
         return Html()
-    title = title.replace("token", "text") if stage.kind == "classify" else title
     shown = guides(run) if name == "heldout_bits_per_byte" else []
     dashed = "The curve: a part of the held-out text. Dashed: scores on the whole of it."
     if name == "heldout_masked_loss" and is_finite(guess := unigram_loss(stage)):
@@ -312,15 +317,20 @@ def number_table(stage: StageRecord) -> Html:
             [
                 words.whole(tokens),
                 words.digits(at(losses, tokens)),
-                words.digits(at(scored, tokens)),
+                words.digits(just_at(scored, tokens)),
                 f"{rate:.3g}" if (rate := at(rates, tokens)) is not None else words.NOTHING,
             ],
             classes=["number"] * 4,
         )
         for tokens in picked(scored[0] if len(scored[0]) > 2 else losses[0], SHOWN_NUMBERS)
     ]
-    heads = [unit_of(stage), *(LARGE[name][0] for name in ("loss", held)), "learning rate"]
+    heads = [unit_of(stage), *(titled(stage, name) for name in ("loss", held)), "learning rate"]
     return table(heads, rows, classes=["number"] * 4, caption="Some points of the curves")
+
+
+def just_at(series: tuple[list[float], list[float]], tokens: float) -> float | None:
+    """The value that was measured at this number of tokens, or None."""
+    return dict(zip(*series, strict=True)).get(tokens)
 
 
 def at(series: tuple[list[float], list[float]], tokens: float) -> float | None:

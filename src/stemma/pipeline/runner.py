@@ -39,8 +39,6 @@ from stemma.pipeline import (
     lineage,
     masked,
     pretrain,
-    report_encoders,
-    report_translations,
     sft,
     tokenizer,
     translate,
@@ -514,77 +512,3 @@ def preview_lines(rows: list[dict[str, Any]]) -> list[str]:
         lines.append(line.rstrip())
     total = sum(row["minutes"] or 0 for row in rows if row["state"] != "complete")
     return [*lines, f"budget: {total:g} min in all"] if total else lines
-
-
-def outcome(run: Run, report: Path) -> dict[str, Any]:
-    """What a run made, for the last lines on the screen."""
-    facts: dict[str, Any] = {"run": str(run.out), "report": str(report), "seconds": {}}
-    for name, stage in run.recipe.stages.items():
-        record = read_record(run.out / name)
-        if record is None or record["status"] != "complete":
-            continue
-        facts["seconds"][name] = round(record["seconds"], 1)
-        if isinstance(stage, TRAINERS):
-            facts["model"] = str(run.out / name)
-            facts["chats"] = stage.kind == "sft"
-            facts["reads"] = stage.kind in ("masked", "classify")
-            translated = record["summary"].get("translation")
-            facts["source"] = report_translations.example(translated) if translated else ""
-            facts["parameters"] = record["summary"]["parameters"]
-            facts["tokens"] = record["summary"]["tokens"]
-            if translated:
-                found = report_translations.outcome_words(translated)
-                facts.setdefault("heldout", {})[name] = found
-        if stage.kind == "evaluate":
-            facts |= scores_of(record["summary"])
-        if stage.kind in ("masked", "classify") and record["summary"]["heldout"]:
-            found = report_encoders.outcome_words(record["summary"]["heldout"])
-            facts.setdefault("heldout", {})[name] = found
-    return facts
-
-
-def scores_of(summary: dict[str, Any]) -> dict[str, Any]:
-    """What an evaluation found, by the names of the models and baselines."""
-    facts: dict[str, Any] = {}
-    if "scores" in summary:
-        facts["scores"] = {row["name"]: round(row["bits_per_byte"], 4) for row in summary["scores"]}
-    if "chat" in summary:
-        facts["chat"] = {
-            row["name"]: {
-                "answer_loss": round(row["answer_loss"], 4),
-                "stopped": row["stopped"],
-                "answers": row["answers"],
-            }
-            for row in summary["chat"]["scores"]
-        }
-    return facts
-
-
-def outcome_lines(facts: dict[str, Any]) -> list[str]:
-    """The outcome in words: what to do next comes last."""
-    times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in facts["seconds"].items())
-    lines = [f"done, in {sum(facts['seconds'].values()) / 60:.1f} min of work in all ({times})"]
-    if "scores" in facts:
-        lines.append("bits per byte on held-out documents, lower is better:")
-        ranked = sorted(facts["scores"].items(), key=lambda pair: pair[1])
-        lines += [f"  {score:.3f}  {name}" for name, score in ranked]
-    if "chat" in facts:
-        lines.append("answers to held-out first turns: loss, lower is better, and how many end:")
-        lines += [
-            f"  {row['answer_loss']:.3f}  {row['stopped']} of {row['answers']}  {name}"
-            for name, row in facts["chat"].items()
-        ]
-    lines += [f"held out, {name}: {said}" for name, said in facts.get("heldout", {}).items()]
-    lines.append(f"report: {printable(shlex.quote(facts['report']))}")
-    if "model" in facts:
-        place = printable(shlex.quote(facts["model"]))
-        if facts["reads"]:
-            lines.append(f"the model: {place}, in Python: stemma.load({facts['model']!r})")
-        elif facts["chats"]:
-            lines.append(f"talk with it: stemma chat {place}")
-        elif facts["source"]:
-            prompt = shlex.quote(facts["source"])
-            lines.append(f"translate with it: stemma generate {place} --prompt {prompt}")
-        else:
-            lines.append(f'write with it: stemma generate {place} --prompt "Once upon a time"')
-    return lines
