@@ -367,19 +367,21 @@ def save(
     *,
     format: str = "hf",
     overwrite: bool = False,
+    state: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Write a model and its tokenizer as a folder that transformers loads too.
 
-    The generation settings that the model was loaded with go along. Raises UsageError for an
+    The generation settings that the model was loaded with go along. `state` has other weights than
+    the model's own, as those that were spread over processes. Raises UsageError for an
     unknown format, for an existing target, and for one that holds other files.
     """
     if format not in FORMATS:
         raise UsageError(f"unknown format {format!r}", place="format", fix=nearest(format, FORMATS))
-    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    weights = model.state_dict() if state is None else state
     write_folder(
         Path(path),
         model.config,
-        state,
+        {name: tensor.detach() for name, tensor in weights.items()},
         tokenizer,
         _generation(model),
         getattr(model, "labels", ()),

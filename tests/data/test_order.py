@@ -1,10 +1,13 @@
 """The counted permutation: a bijection, the same from anywhere, different by seed and epoch."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stemma.data.batches import Order
 from stemma.data.order import permute, samples_of
 
 SIZES = st.integers(1, 3000)
@@ -53,3 +56,17 @@ def test_endless_run_goes_through_epochs():
 def test_index_outside_is_refused(index):
     with pytest.raises(ValueError, match="0 … 9"):
         permute(np.array([index]), 10, seed=0, epoch=0)
+
+
+@given(
+    size=SIZES,
+    seed=SEEDS,
+    parts=st.sampled_from([1, 2, 4, 8]),
+    step=st.integers(0, 10**6),
+)
+def test_any_number_of_processes_takes_the_same_samples_in_the_same_order(size, seed, parts, step):
+    whole = Order(SimpleNamespace(num_samples=size), seed, batch_size=16)
+    shares = [whole.of_part(part, parts) for part in range(parts)]
+    for number in range(2):  # epochs, and samples
+        pieces = [share.places(step)[number] for share in shares]
+        assert np.array_equal(np.concatenate(pieces), whole.places(step)[number])

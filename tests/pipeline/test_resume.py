@@ -35,14 +35,14 @@ def in_micro_batch(monkeypatch, number, act):
     """Do something in the middle of a step, at a micro-batch of the run; two are a step."""
     real, seen = loop.accumulate, []
 
-    def accumulate(model, window, loss_sum):
+    def accumulate(model, window, loss_sum, together):
         def loss(model, batch):
             seen.append(batch)
             if len(seen) == number:
                 act()
             return loss_sum(model, batch)
 
-        return real(model, window, loss)
+        return real(model, window, loss, together)
 
     monkeypatch.setattr(loop, "accumulate", accumulate)
 
@@ -209,7 +209,7 @@ def test_data_reset_reads_no_old_batch(project, monkeypatch):
     monkeypatch.setattr(
         loop,
         "accumulate",
-        lambda model, window, loss: (seen.extend(window), real(model, window, loss))[1],
+        lambda model, window, *rest: (seen.extend(window), real(model, window, *rest))[1],
     )
     run(project, reset_data=True)
     store = (project / "out" / "corpus" / "train.jsonl").read_text()

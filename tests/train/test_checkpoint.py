@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from stemma.core.errors import DivergedError, ModelError, ResourceError, UsageError
 from stemma.models import gpt2, llama
 from stemma.nn.initial import initialise
-from stemma.train import checkpoint
+from stemma.train import checkpoint, saving
 from stemma.train.optimizer import AdamW, adamw
 
 PRINTS = {"config": "a", "data": "b"}
@@ -233,8 +233,8 @@ def test_older_goes_only_when_the_newer_is_durable(tmp_path, monkeypatch):
     model, optimizer = trained()
     write(tmp_path, model, optimizer, step=3)
     removed, synced = [], []
-    real = checkpoint.sync_folder
-    monkeypatch.setattr(checkpoint, "sync_folder", lambda f: (real(f), synced.append(f))[0])
+    real = saving.sync_folder
+    monkeypatch.setattr(saving, "sync_folder", lambda f: (real(f), synced.append(f))[0])
     rmtree = shutil.rmtree
 
     def watched(folder, **settings):

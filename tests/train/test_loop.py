@@ -61,7 +61,7 @@ def window(tokens, targets, micro):
 def gradients(dtype, batches):
     model = model_of(dtype)
     loss, counted = accumulate(model, batches, loss_sum)
-    return loss, counted, {n: p.grad for n, p in model.named_parameters()}
+    return loss.item(), counted, {n: p.grad for n, p in model.named_parameters()}
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
@@ -92,7 +92,7 @@ def test_loss_is_the_mean_over_counted_tokens_not_over_rows():
     ]
     loss, counted = accumulate(model, window(tokens, targets, 2), loss_sum)
     assert counted == len(chosen)
-    assert loss == pytest.approx(sum(chosen) / len(chosen), rel=1e-12)
+    assert loss.item() == pytest.approx(sum(chosen) / len(chosen), rel=1e-12)
 
 
 def run(model, steps, rate=1e-2, windows=None):

@@ -107,5 +107,6 @@ def main() -> None:
             raise
         line, code = one_line(error)
         head = "stopped" if isinstance(error, StoppedError) else "error"
-        print(f"{head}: {printable(line)}", file=sys.stderr)
+        if not getattr(error, "quiet", False):
+            print(f"{head}: {printable(line)}", file=sys.stderr)
     sys.exit(code or 0)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from stemma.cli.app import Json, app, put
-from stemma.core import progress, signals
+from stemma.core import device, distributed, progress, signals
 from stemma.core.errors import StoppedError, UsageError, nearest, printable
 
 
@@ -37,37 +37,44 @@ def run(
     flags = {"--fresh": fresh, "--overwrite": overwrite, "--reset-data": reset_data}
     if len(chosen := [flag for flag, given in flags.items() if given]) > 1:
         raise UsageError(f"{' and '.join(chosen)} exclude each other", fix="choose one")
-    path = recipes.find(recipe)
-    shipped = recipe in recipes.shipped() and not Path(recipe).exists()
-    loaded = recipes.load(path, overrides or [])
-    if until is not None and until not in loaded.stages:
-        raise UsageError(
-            "no such stage", place=f"--until {until}", fix=nearest(until, loaded.stages)
+    with distributed.joined() as world:
+        if not world.leads:
+            progress.be_quiet()
+        path = recipes.find(recipe)
+        shipped = recipe in recipes.shipped() and not Path(recipe).exists()
+        loaded = recipes.load(path, overrides or [])
+        if until is not None and until not in loaded.stages:
+            raise UsageError(
+                "no such stage", place=f"--until {until}", fix=nearest(until, loaded.stages)
+            )
+        world.agree({"recipe": loaded.model_dump_json(), **device.versions()})
+        job = runner.Run(
+            recipe=loaded,
+            root=Path() if shipped else path.parent,
+            out=Path(loaded.out or f"runs/{loaded.name}").expanduser(),
+            recipe_text=path.read_text("utf-8-sig"),
+            command=["stemma", *sys.argv[1:]],
+            overrides=tuple(overrides or ()),
+            until=until,
+            fresh=fresh,
+            overwrite=overwrite,
+            reset_data=reset_data,
+            world=world,
         )
-    job = runner.Run(
-        recipe=loaded,
-        root=Path() if shipped else path.parent,
-        out=Path(loaded.out or f"runs/{loaded.name}").expanduser(),
-        recipe_text=path.read_text("utf-8-sig"),
-        command=["stemma", *sys.argv[1:]],
-        overrides=tuple(overrides or ()),
-        until=until,
-        fresh=fresh,
-        overwrite=overwrite,
-        reset_data=reset_data,
-    )
-    if dry_run:
-        rows = runner.preview(job)
-        put(rows) if as_json else print("\n".join(runner.preview_lines(rows)))
-        return
-    try:
-        report = runner.execute(job, say=lambda line: progress.LOG.info("%s", line))
-    except (StoppedError, signals.StopNow):
-        if fresh:
-            progress.LOG.warning("to go on, give the same command without --fresh")
-        raise
-    made = outcome.outcome(job, report)
-    put(made) if as_json else print("\n".join(outcome.outcome_lines(made)))
+        if not world.leads:
+            return None if dry_run else runner.follow(job)
+        if dry_run:
+            rows = runner.preview(job)
+            return put(rows) if as_json else print("\n".join(runner.preview_lines(rows)))
+        try:
+            report = runner.execute(job, say=lambda line: progress.LOG.info("%s", line))
+        except (StoppedError, signals.StopNow):
+            if fresh:
+                progress.LOG.warning("to go on, give the same command without --fresh")
+            raise
+        made = outcome.outcome(job, report)
+        put(made) if as_json else print("\n".join(outcome.outcome_lines(made)))
+    return None
 
 
 @app.command()

@@ -51,6 +51,7 @@ class StemmaError(Exception):
     """
 
     exit_code = 1
+    quiet = False  # another process tells it: this one leaves with the same exit code alone
 
     def __init__(self, what: str, *, place: object = "", fix: str = "") -> None:
         super().__init__(what)

@@ -51,10 +51,22 @@ def set_up() -> None:
     LOG.setLevel(logging.INFO)
 
 
+def be_quiet() -> None:
+    """Say no more than warnings: another process tells how far the work is."""
+    LOG.setLevel(logging.WARNING)
+
+
+@contextmanager
+def silence(label: str, total: float) -> Iterator[Update]:
+    """Show nothing."""
+    yield lambda done, **numbers: None
+
+
 @contextmanager
 def progress(label: str, total: float) -> Iterator[Update]:
     """Show work of `total` units on stderr while the block runs."""
     show = bar if sys.stderr.isatty() else json_lines
+    show = show if LOG.isEnabledFor(logging.INFO) else silence
     with show(label, total) as update:
         yield update
 

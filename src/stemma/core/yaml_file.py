@@ -225,7 +225,7 @@ def items(origin: Any, arguments: tuple[Any, ...], node: Node, place: str) -> An
 
 
 def union(arguments: tuple[Any, ...], node: Node, place: str) -> Any:
-    """An optional value, or one of several models told apart by their `kind`."""
+    """An optional value, or one of several models told apart by `kind`; one may be usual."""
     if type(None) in arguments and node.value in NULLS and not node.quoted:
         return None
     others = [a for a in arguments if a is not type(None)]
@@ -234,6 +234,9 @@ def union(arguments: tuple[Any, ...], node: Node, place: str) -> Any:
         by_kind = {get_args(m.model_fields["kind"].annotation)[0]: m for m in models}
         kind = node.value.get("kind")
         if kind is None:
+            usual = [m for m in models if not m.model_fields["kind"].is_required()]
+            if len(usual) == 1:
+                return build(usual[0], node)
             fix = f"add kind: {', '.join(sorted(by_kind))}"
             raise UsageError("required key is missing", place=f"{place}.kind", fix=fix)
         if kind.value not in by_kind:

@@ -7,7 +7,7 @@ Axes: B samples, T places of a sample
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -81,14 +81,26 @@ def build_batch(store: TokenStore, plan: Plan, samples_B: Integers, *, padding: 
 class Order:
     """The endless run over a plan: which samples each step takes, epoch after epoch.
 
-    Of the plan only `num_samples` is asked.
+    Of the plan only `num_samples` is asked. Where several processes share a step, each has the
+    order of its part: together they take the samples that one would take alone.
     """
 
     plan: Any
     seed: int
     batch_size: int
+    part: int = 0
+    parts: int = 1
 
     def samples(self, step: int) -> Integers:
-        """The samples of a step, numbered from 0."""
-        first = step * self.batch_size
-        return samples_of(first, self.batch_size, self.plan.num_samples, seed=self.seed)[1]
+        """The samples of a step, or of this part of it, numbered from 0."""
+        return self.places(step)[1]
+
+    def places(self, step: int) -> tuple[Integers, Integers]:
+        """The epochs and the samples of a step, or of this part of it."""
+        rows = self.batch_size // self.parts
+        first = step * self.batch_size + self.part * rows
+        return samples_of(first, rows, self.plan.num_samples, seed=self.seed)
+
+    def of_part(self, part: int, parts: int) -> "Order":
+        """The order of one process among several; `parts` divides the batch."""
+        return replace(self, part=part, parts=parts)

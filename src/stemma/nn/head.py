@@ -1,13 +1,30 @@
 """The last linear layer: from the stream to a score for every vocabulary entry.
 
+Every head is a linear layer in the end. `projection` says of what, so that a loss can take the
+vocabulary's scores a few places at a time and never hold them all.
+
 Axes: B batch, T time, C model width, V vocabulary
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from stemma.nn.mlp import Activation
 from stemma.nn.norm import Norm
+
+
+class Projection(NamedTuple):
+    """What the scores are made of: features (..., C) @ weight (V, C) transposed, plus bias (V,)."""
+
+    features: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+    def scores(self) -> Tensor:
+        """All of them at once, (..., V)."""
+        return nn.functional.linear(self.features, self.weight, self.bias)
 
 
 class Head(nn.Module):
@@ -24,9 +41,12 @@ class Head(nn.Module):
         self.weight = None if tied else nn.Parameter(torch.empty(vocab_size, width))
         self.bias = nn.Parameter(torch.empty(vocab_size)) if bias else None
 
-    def forward(self, x_BTC: Tensor, embedding_VC: Tensor) -> Tensor:
+    def projection(self, x_BTC: Tensor, embedding_VC: Tensor) -> Projection:
         weight_VC = embedding_VC if self.weight is None else self.weight
-        return nn.functional.linear(x_BTC * self.scale, weight_VC, self.bias)
+        return Projection(x_BTC * self.scale, weight_VC, self.bias)
+
+    def forward(self, x_BTC: Tensor, embedding_VC: Tensor) -> Tensor:
+        return self.projection(x_BTC, embedding_VC).scores()
 
 
 class MaskedHead(nn.Module):
@@ -46,10 +66,13 @@ class MaskedHead(nn.Module):
         self.weight = None if tied else nn.Parameter(torch.empty(vocab_size, width))
         self.bias = nn.Parameter(torch.empty(vocab_size))
 
-    def forward(self, x_BTC: Tensor, embedding_VC: Tensor) -> Tensor:
+    def projection(self, x_BTC: Tensor, embedding_VC: Tensor) -> Projection:
         x_BTC = self.norm(self.activation(self.dense(x_BTC)))
         weight_VC = embedding_VC if self.weight is None else self.weight
-        return nn.functional.linear(x_BTC, weight_VC, self.bias)
+        return Projection(x_BTC, weight_VC, self.bias)
+
+    def forward(self, x_BTC: Tensor, embedding_VC: Tensor) -> Tensor:
+        return self.projection(x_BTC, embedding_VC).scores()
 
 
 class NormHead(nn.Module):
@@ -62,5 +85,8 @@ class NormHead(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocab_size, width))
 
+    def projection(self, x_BTC: Tensor) -> Projection:
+        return Projection(x_BTC, nn.functional.normalize(self.weight), None)
+
     def forward(self, x_BTC: Tensor) -> Tensor:
-        return nn.functional.linear(x_BTC, nn.functional.normalize(self.weight))
+        return self.projection(x_BTC).scores()

@@ -40,6 +40,7 @@ from stemma.data.store import Row, TokenStore, in_memory, open_store, write_rows
 from stemma.data.tokenizer import Tokenizer
 from stemma.eval.labels import Labelling, labelling
 from stemma.infer.encoders import label
+from stemma.pipeline import regime
 from stemma.pipeline import training as shared
 from stemma.pipeline.encoders import labelling as labelling_heads
 from stemma.pipeline.encoders import with_heads
@@ -117,10 +118,19 @@ class ClassifyStage(StrictModel):
     optimizer: shared.Optimizer
     clip: shared.Clip
     trainable: shared.Trainable
+    precision: regime.Precise
+    compile: regime.Compile
+    recompute: regime.RecomputeSetting
+    ema: regime.Averaging
+    guard: regime.Guarding
+    statistics: regime.StatisticsSetting
+    profile: regime.Profiling
     watch: Watch = Field(default=Watch(), description="held-out scores along training")
     samples: Shown = Field(default=Shown(), description="held-out texts labelled along training")
     checkpoint_every: shared.CheckpointEvery
     keep_checkpoints: shared.KeepCheckpoints
+    saving: shared.SavingSetting
+    parallel: shared.Processes
     workers: shared.Workers
     device: shared.Device
     minutes: shared.Minutes
@@ -274,9 +284,8 @@ def watcher(
     def watch() -> None:
         if batches:
             found = labelling(training.model, batches, label_scores, counts)
-            training.metrics.add(
-                step=training.step,
-                tokens=training.tokens,
+            training.watched(
+                found.loss,
                 heldout_label_loss=found.loss,
                 heldout_label_accuracy=found.accuracy,
             )
@@ -356,11 +365,11 @@ def ledger(training: Training, cut: int) -> dict[str, Any]:
 
 def run(stage: ClassifyStage, work: Work) -> dict[str, Any]:
     """Train, and leave `final/` as a Hugging Face folder that names its labels."""
-    found = prepare_examples(stage, work)
+    found = work.world.told(lambda: prepare_examples(stage, work))
     labels = list(found["labels"])
     counts = [found["labels"][name]["train"] for name in labels]
     model, tokenizer = prepare_model(stage, work, labels)
-    store, plan, cut = prepare_data(stage, work, tokenizer, labels)
+    store, plan, cut = work.world.first(lambda: prepare_data(stage, work, tokenizer, labels))
     training = shared.begin(
         stage, work, model, tokenizer, store, plan, num_steps=stage.num_steps(plan)
     )
@@ -378,8 +387,7 @@ def run(stage: ClassifyStage, work: Work) -> dict[str, Any]:
         windows = windows_with(marks_of(tokenizer))
         shared.train(training, label_loss, *occasions, windows=windows)
     scored = score(stage, training, labels, counts)
-    model.to("cpu")
-    api.save(model, tokenizer, work.folder / "final", format="hf", overwrite=True)
+    shared.write_model(training)
     return shared.summary(training) | {
         "examples": found,
         "heldout": scored,

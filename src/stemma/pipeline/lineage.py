@@ -301,9 +301,8 @@ def watcher(stage: LineageStage, training: Training, material: Material) -> Call
 
     def watch() -> None:
         found = scored(training.model, material.tokenizer, material.watched, stage.context)
-        training.metrics.add(
-            step=training.step,
-            tokens=training.tokens,
+        training.watched(
+            found.bits_per_byte,
             heldout_bits_per_byte=found.bits_per_byte,
             seconds=training.seconds,
         )

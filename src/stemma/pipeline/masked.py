@@ -26,6 +26,7 @@ from stemma.data.store import TokenStore, in_memory, open_store, write_rows
 from stemma.data.tokenizer import Tokenizer
 from stemma.eval.foretold import Foretelling, foretelling, unigram
 from stemma.infer.encoders import fill
+from stemma.pipeline import regime
 from stemma.pipeline import training as shared
 from stemma.pipeline.encoders import MASKED, with_heads
 from stemma.pipeline.training import Training
@@ -37,6 +38,7 @@ from stemma.train.masked import (
     foretold,
     masked,
     masked_loss,
+    masked_parts,
     masker_for,
     windows_with,
 )
@@ -95,10 +97,20 @@ class MaskedStage(StrictModel):
     optimizer: shared.Optimizer
     clip: shared.Clip
     trainable: shared.Trainable
+    precision: regime.Precise
+    compile: regime.Compile
+    recompute: regime.RecomputeSetting
+    z_loss: regime.ZLoss
+    ema: regime.Averaging
+    guard: regime.Guarding
+    statistics: regime.StatisticsSetting
+    profile: regime.Profiling
     watch: Watch = Field(default=Watch(), description="held-out scores along training")
     samples: Fills = Field(default=Fills(), description="masked texts filled in along training")
     checkpoint_every: shared.CheckpointEvery
     keep_checkpoints: shared.KeepCheckpoints
+    saving: shared.SavingSetting
+    parallel: shared.Processes
     workers: shared.Workers
     device: shared.Device
     minutes: shared.Minutes
@@ -182,9 +194,8 @@ def watcher(training: Training, batches: list[Batch]) -> Callable[[], None]:
     def watch() -> None:
         if batches:
             found = foretelling(training.model, batches, foretold)
-            training.metrics.add(
-                step=training.step,
-                tokens=training.tokens,
+            training.watched(
+                found.loss,
                 heldout_masked_loss=found.loss,
                 heldout_masked_accuracy=found.accuracy,
             )
@@ -272,7 +283,7 @@ def ledger(training: Training) -> dict[str, Any]:
 def run(stage: MaskedStage, work: Work) -> dict[str, Any]:
     """Train, and leave `final/` as a Hugging Face folder."""
     model, tokenizer = prepare_model(stage, work)
-    store, plan = prepare_data(stage, work, tokenizer)
+    store, plan = work.world.first(lambda: prepare_data(stage, work, tokenizer))
     training = shared.begin(stage, work, model, tokenizer, store, plan, num_steps=stage.num_steps)
     marks = marks_of(tokenizer)
     masker = masker_for(
@@ -293,8 +304,8 @@ def run(stage: MaskedStage, work: Work) -> dict[str, Any]:
             (stage.samples.every, sampler(stage, training, heldout)),
         ]
         windows = windows_with(masker, padding=marks.padding)
-        shared.train(training, masked_loss, *occasions, windows=windows)
+        loss = regime.objective(masked_loss, masked_parts, stage.z_loss)
+        shared.train(training, loss, *occasions, windows=windows)
     found = score(training, batches, masker)
-    model.to("cpu")
-    api.save(model, tokenizer, work.folder / "final", format="hf", overwrite=True)
+    shared.write_model(training)
     return shared.summary(training) | {"heldout": found, "ledger": ledger(training)}

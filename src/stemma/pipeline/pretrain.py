@@ -24,10 +24,11 @@ from stemma.eval.bits_per_byte import bits_per_byte
 from stemma.infer.generate import generate
 from stemma.infer.sampling import Sampling
 from stemma.nn.initial import initialise_by_fan_in
+from stemma.pipeline import regime
 from stemma.pipeline import training as shared
 from stemma.pipeline.training import Training
 from stemma.pipeline.work import Work, require_context
-from stemma.train.pretrain import next_token_loss
+from stemma.train.pretrain import next_token_loss, next_token_parts
 
 VERSION = 1
 PROMPT_TOKENS = 8  # of the held-out text, where the recipe names no prompts
@@ -72,10 +73,20 @@ class PretrainStage(StrictModel):
     optimizer: shared.Optimizer
     clip: shared.Clip
     trainable: shared.Trainable
+    precision: regime.Precise
+    compile: regime.Compile
+    recompute: regime.RecomputeSetting
+    z_loss: regime.ZLoss
+    ema: regime.Averaging
+    guard: regime.Guarding
+    statistics: regime.StatisticsSetting
+    profile: regime.Profiling
     watch: Watch = Field(default=Watch(), description="held-out scores along training")
     samples: shared.SampleSetting
     checkpoint_every: shared.CheckpointEvery
     keep_checkpoints: shared.KeepCheckpoints
+    saving: shared.SavingSetting
+    parallel: shared.Processes
     workers: shared.Workers
     device: shared.Device
     minutes: shared.Minutes
@@ -156,11 +167,7 @@ def watcher(stage: PretrainStage, training: Training) -> Callable[[], None]:
             context=stage.context,
             stride=max(1, stage.context // 2),
         )
-        training.metrics.add(
-            step=training.step,
-            tokens=training.tokens,
-            heldout_bits_per_byte=score.bits_per_byte,
-        )
+        training.watched(score.bits_per_byte, heldout_bits_per_byte=score.bits_per_byte)
 
     return watch
 
@@ -220,14 +227,14 @@ def ledger(training: Training) -> dict[str, Any]:
 def run(stage: PretrainStage, work: Work) -> dict[str, Any]:
     """Train, and leave `final/` as a Hugging Face folder."""
     model, tokenizer = prepare_model(stage, work)
-    store, plan = prepare_data(stage, work, tokenizer)
+    store, plan = work.world.first(lambda: prepare_data(stage, work, tokenizer))
     training = shared.begin(stage, work, model, tokenizer, store, plan, num_steps=stage.num_steps)
     if training.step < training.num_steps:
         occasions = [
             (stage.watch.every, watcher(stage, training)),
             (stage.samples.every, sampler(stage, training)),
         ]
-        shared.train(training, next_token_loss, *occasions)
-    model.to("cpu")
-    api.save(model, tokenizer, work.folder / "final", format="hf", overwrite=True)
+        loss = regime.objective(next_token_loss, next_token_parts, stage.z_loss)
+        shared.train(training, loss, *occasions)
+    shared.write_model(training)
     return shared.summary(training) | {"ledger": ledger(training)}

@@ -35,6 +35,19 @@ class RowFile:
             os.fsync(file.fileno())
 
 
+class NoRows:
+    """The histories of a process that does not lead: those of the leader are enough."""
+
+    def add(self, **row: Any) -> None:
+        return None
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        return iter(())
+
+    def sync(self) -> None:
+        return None
+
+
 def whole_lines(path: Path) -> list[str]:
     """Complete lines of a file that may have been cut in the middle of one."""
     text = path.read_text("utf-8", errors="replace") if path.exists() else ""

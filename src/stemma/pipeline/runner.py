@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from stemma.core import device as machine
+from stemma.core.distributed import ALONE, World
 from stemma.core.errors import ResourceError, UsageError, printable
 from stemma.core.files import (
     hold,
@@ -43,6 +44,7 @@ from stemma.pipeline import (
     tokenizer,
     translate,
 )
+from stemma.pipeline.following import accepted, dismiss, invite
 from stemma.pipeline.recipe import Recipe, Stage, references
 from stemma.pipeline.records import (
     FORMAT_VERSION,
@@ -112,6 +114,7 @@ class Run:
     fresh: bool = False
     overwrite: bool = False
     reset_data: bool = False
+    world: World = ALONE
 
 
 @dataclass(frozen=True)
@@ -298,8 +301,22 @@ def holder(out: Path) -> str:
         return "another run"
 
 
+def follow(run: Run) -> None:
+    """Take part in the stages that train, as a process that does not lead."""
+    while (work := accepted(run.world)) is not None:
+        stage = run.recipe.stages[work.name]
+        KINDS[stage.kind].run(stage, work)
+
+
 def execute(run: Run, say: Callable[[str], None]) -> Path:
     """Run all stages; returns the report. `say` receives one line a stage."""
+    report = execute_held(run, say)
+    dismiss(run.world)
+    return report
+
+
+def execute_held(run: Run, say: Callable[[str], None]) -> Path:
+    """The run itself, its folder held meanwhile."""
     refuse_changed(run, plan(run))
     require_writable(run.out)
     with only_run(run.out):
@@ -309,7 +326,7 @@ def execute(run: Run, say: Callable[[str], None]) -> Path:
 
 
 def execute_alone(run: Run, planned: list[Planned], say: Callable[[str], None]) -> Path:
-    """The run itself, with the folder to itself."""
+    """All stages in turn, with the folder to themselves."""
     for item in planned:
         if item.state != "complete" and isinstance(item.stage, (*TRAINERS, lineage.LineageStage)):
             machine.pick(item.stage.device)  # now, not after the stages before it
@@ -380,6 +397,7 @@ def run_stage(run: Run, item: Planned, folders: dict[str, Path]) -> float:
         resumed=item.state in BEGUN,
         reset_data=other_data,
         data_resets=earlier.get("data_resets", []),
+        world=run.world,
     )
 
     def finish(**values: Any) -> None:
@@ -393,6 +411,8 @@ def run_stage(run: Run, item: Planned, folders: dict[str, Path]) -> float:
         work.inputs |= inputs_of(run, item, folders)
         for key, named, kinds in files_of(item.stage):
             work.files[key] = document_files(named, run.root, out=run.out, kinds=kinds)
+        if isinstance(item.stage, TRAINERS):
+            invite(work)
         summary = KINDS[item.stage.kind].run(item.stage, work)
     except BaseException as error:
         with suppress(ResourceError):  # on a full disk the first error is the one to tell

@@ -41,11 +41,12 @@ from stemma.data.tokenizer import Tokenizer
 from stemma.eval.answers import answer_loss
 from stemma.infer.generate import generate
 from stemma.infer.sampling import Sampling
+from stemma.pipeline import regime
 from stemma.pipeline import training as shared
 from stemma.pipeline.chat_scores import askable, first_turns, heldout_batches
 from stemma.pipeline.training import Training
 from stemma.pipeline.work import Work, read_groups, require_context
-from stemma.train.sft import assistant_loss
+from stemma.train.sft import assistant_loss, assistant_parts
 
 VERSION = 1
 
@@ -109,10 +110,20 @@ class SftStage(StrictModel):
     optimizer: shared.Optimizer
     clip: shared.Clip
     trainable: shared.Trainable
+    precision: regime.Precise
+    compile: regime.Compile
+    recompute: regime.RecomputeSetting
+    z_loss: regime.ZLoss
+    ema: regime.Averaging
+    guard: regime.Guarding
+    statistics: regime.StatisticsSetting
+    profile: regime.Profiling
     watch: Watch = Field(default=Watch(), description="held-out loss along training")
     samples: shared.SampleSetting
     checkpoint_every: shared.CheckpointEvery
     keep_checkpoints: shared.KeepCheckpoints
+    saving: shared.SavingSetting
+    parallel: shared.Processes
     workers: shared.Workers
     device: shared.Device
     minutes: shared.Minutes
@@ -137,8 +148,10 @@ def run(stage: SftStage, work: Work) -> dict[str, Any]:
     """Train, and leave `final/` as a Hugging Face folder with the chat template."""
     model, tokenizer, renderer = work.chat_model(stage.init, stage.template)
     require_context(stage.context, model, place=work.name)
-    conversations = prepare_conversations(stage, work)
-    store, plan, preflight = prepare_data(stage, work, tokenizer, renderer)
+    conversations = work.world.told(lambda: prepare_conversations(stage, work))
+    store, plan, preflight = work.world.first(
+        lambda: prepare_data(stage, work, tokenizer, renderer)
+    )
     model.to(machine.pick(stage.device))
     training = shared.begin(
         stage, work, model, tokenizer, store, plan, num_steps=stage.num_steps(plan)
@@ -153,9 +166,9 @@ def run(stage: SftStage, work: Work) -> dict[str, Any]:
             (stage.watch.every or training.num_steps, watch),
             (stage.samples.every, sampler(stage, training, renderer)),
         ]
-        shared.train(training, assistant_loss, *occasions)
-    model.to("cpu")
-    api.save(model, tokenizer, work.folder / "final", format="hf", overwrite=True)
+        loss = regime.objective(assistant_loss, assistant_parts, stage.z_loss)
+        shared.train(training, loss, *occasions)
+    shared.write_model(training)
     return shared.summary(training) | {
         "conversations": conversations,
         "preflight": preflight,
@@ -243,9 +256,7 @@ def watcher(stage: SftStage, training: Training, renderer: Renderer) -> Callable
     def watch() -> None:
         if batches:
             found = answer_loss(training.model, batches, assistant_loss)
-            training.metrics.add(
-                step=training.step, tokens=training.tokens, heldout_answer_loss=found.loss
-            )
+            training.watched(found.loss, heldout_answer_loss=found.loss)
 
     return watch
 
@@ -306,8 +317,7 @@ def require_ends_that_learn(training: Training, end_ids: list[int]) -> None:
 
 def heldout_losses(training: Training) -> dict[str, float | None]:
     """The loss of held-out answers before the first step and after the last."""
-    lines = training.metrics.path.read_text("utf-8").splitlines()
-    found = [json.loads(line).get("heldout_answer_loss") for line in lines]
+    found = [row.get("heldout_answer_loss") for row in training.metrics.rows()]
     losses = [loss for loss in found if loss is not None]
     return {"before": losses[0], "after": losses[-1]} if losses else {"before": None, "after": None}
 

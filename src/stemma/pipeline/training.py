@@ -6,10 +6,11 @@ What it resumes from is the newest checkpoint that verifies (`stemma.pipeline.re
 later is computed again, bit for bit.
 """
 
+import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -17,7 +18,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor, nn
 
 from stemma import api
 from stemma.core import device as machine
@@ -30,18 +30,32 @@ from stemma.data.batches import Order
 from stemma.data.order import samples_of
 from stemma.data.tokenizer import Tokenizer
 from stemma.nn.select import train_only
+from stemma.pipeline import regime
+from stemma.pipeline.processes import own_order, rest, row_file, spread_over, write_final
 from stemma.pipeline.records import settings
 from stemma.pipeline.resume import find_start
-from stemma.pipeline.rows import RowFile
+from stemma.pipeline.rows import NoRows, RowFile
 from stemma.pipeline.work import Work
 from stemma.train import checkpoint
-from stemma.train.loop import fit
-from stemma.train.optimizer import AdamW, adamw
+from stemma.train.average import Ema
+from stemma.train.division import Parallel
+from stemma.train.guard import Guard
+from stemma.train.loop import LossSum, fit
+from stemma.train.memory import Memory
+from stemma.train.optimizer import AdamW, OptimizerNumbers, optimizer_for
+from stemma.train.precision import Precision
 from stemma.train.pretrain import windows
+from stemma.train.profile import Profile
+from stemma.train.recompute import Recompute
+from stemma.train.saver import Saver, Saving
 from stemma.train.schedule import Cosine, Schedule
+from stemma.train.schedule_free import evaluated, settle
 
 PLAN = "plan.safetensors"
 UNSEEN = frozenset({"minutes", "checkpoint_every", "keep_checkpoints", "device", "workers"})
+UNSEEN |= {"recompute", "statistics", "profile", "saving", "parallel"}
+# keys that version 0.1 did not know: its checkpoints fit where they are left as they are
+LATER = frozenset({"precision", "compile", "z_loss", "ema", "guard"})
 # keys that say what is read, how much and in which batches: `--reset-data` may change them
 LENGTHS = frozenset({"context", "tokens", "steps", "batch_tokens", "micro_batch_tokens"})
 SPARE = 1.2  # times the next checkpoint that should be free on the disk
@@ -74,15 +88,23 @@ LearningRate = Annotated[float, Field(gt=0, description="peak learning rate")]
 RateSchedule = Annotated[
     Schedule, Field(default=Cosine(kind="cosine"), description="how the rate moves")
 ]
-Optimizer = Annotated[AdamW, Field(default=AdamW(), description="numbers of AdamW")]
+Optimizer = Annotated[
+    OptimizerNumbers, Field(default=AdamW(), description="how gradients become steps")
+]
 Clip = Annotated[float, Field(default=1.0, gt=0, description="largest gradient norm")]
 Trainable = Annotated[
     tuple[str, ...],
     Field(default=(), description="patterns of the modules to train, as blocks.*; default: all"),
 ]
+Processes = Annotated[
+    Parallel, Field(default=Parallel(), description="how processes share the work, if several run")
+]
 SampleSetting = Annotated[Samples, Field(default=Samples(), description="texts along training")]
 CheckpointEvery = Annotated[int, Field(default=500, ge=1, description="steps between checkpoints")]
-KeepCheckpoints = Annotated[int, Field(default=2, ge=1, description="newest checkpoints to keep")]
+KeepCheckpoints = Annotated[
+    int, Field(default=2, ge=1, description="newest checkpoints to keep, besides the best")
+]
+SavingSetting = Annotated[Saving, Field(default=Saving(), description="how checkpoints are saved")]
 Workers = Annotated[
     int, Field(default=0, ge=0, le=64, description="threads that build batches ahead of their step")
 ]
@@ -106,15 +128,33 @@ class Settings(Protocol):
     @property
     def schedule(self) -> Schedule: ...
     @property
-    def optimizer(self) -> AdamW: ...
+    def optimizer(self) -> OptimizerNumbers: ...
     @property
     def clip(self) -> float: ...
     @property
     def trainable(self) -> tuple[str, ...]: ...
     @property
+    def precision(self) -> Precision: ...
+    @property
+    def compile(self) -> bool: ...
+    @property
+    def recompute(self) -> Recompute: ...
+    @property
+    def ema(self) -> Ema: ...
+    @property
+    def guard(self) -> Guard: ...
+    @property
+    def statistics(self) -> regime.Statistics: ...
+    @property
+    def profile(self) -> Profile: ...
+    @property
+    def parallel(self) -> Parallel: ...
+    @property
     def checkpoint_every(self) -> int: ...
     @property
     def keep_checkpoints(self) -> int: ...
+    @property
+    def saving(self) -> Saving: ...
     @property
     def workers(self) -> int: ...
 
@@ -170,22 +210,29 @@ class Training:
     optimizer: torch.optim.Optimizer
     fingerprints: dict[str, str]
     num_steps: int
-    metrics: RowFile
-    samples: RowFile
+    metrics: RowFile | NoRows
+    samples: RowFile | NoRows
+    spread: Any
     data_resets: list[dict[str, Any]]
+    saver: Saver
+    memory: Memory = field(default_factory=Memory)
     step: int = 0
     tokens: int = 0
     places: int = 0
     filled: int = 0
     seconds: float = 0.0
     loss: float | None = None
+    heldout: tuple[int, float] | None = None  # the last held-out score, and the step it is of
 
     @property
     def steps_folder(self) -> Path:
         return self.work.folder / "steps"
 
     def save(self) -> None:
-        """Write the checkpoint of this step, then let old ones go."""
+        """Write the checkpoint of this step, then let old ones go; or begin to.
+
+        The newest stay, and so does the one with the lowest score that was measured at its step.
+        """
         state = {
             "format_version": 1,
             "step": self.step,
@@ -195,18 +242,34 @@ class Training:
             "seconds": self.seconds,
             "loss": self.loss,
             "seed": self.work.seed,
+            "memory": self.memory.to_json(),
             "model": network(self.model),
             "settings": method(self.stage, self.work),
             "data_resets": self.data_resets,
             "machine": machine.machine(),
             "versions": machine.versions(),
         }
-        for rows in (self.metrics, self.samples):
-            rows.sync()  # they must be as durable as the checkpoint that counts on them
-        checkpoint.save_checkpoint(
-            self.steps_folder, self.model, self.optimizer, state, self.fingerprints
+        if self.heldout is not None and self.heldout[0] == self.step:
+            state["heldout"] = self.heldout[1]
+        self.saver.save(
+            self.model,
+            self.optimizer,
+            state,
+            self.fingerprints,
+            parallel=self.stage.parallel.model_dump(),
+            more=self.memory.averages(),
+            first=self.sync_rows,
         )
-        checkpoint.retain(self.steps_folder, keep=self.stage.keep_checkpoints)
+
+    def sync_rows(self) -> None:
+        """Make the histories durable: a checkpoint counts on the rows up to its step."""
+        for rows in (self.metrics, self.samples):
+            rows.sync()
+
+    def watched(self, score: float, **numbers: float) -> None:
+        """Note what held-out data say at this step; `score` is what is better the lower it is."""
+        self.metrics.add(step=self.step, tokens=self.tokens, **numbers)
+        self.heldout = (self.step, score) if math.isfinite(score) else None
 
 
 def network(model: Any) -> dict[str, Any]:
@@ -219,7 +282,8 @@ def network(model: Any) -> dict[str, Any]:
 def method(stage: Any, work: Work) -> dict[str, Any]:
     """How a stage learns, whatever its data: its settings, and the model that it goes on from."""
     apart = stage.DATA | {"samples", "watch", "tokenizer", "model"}  # the last two are told already
-    values = settings(stage, defaults=True).items()
+    values, given = settings(stage, defaults=True).items(), settings(stage, defaults=False)
+    apart |= LATER - given.keys()
     found = {key: value for key, value in values if key not in apart}
     if getattr(stage, "init", None) is not None:
         found["init"] = work.inputs[stage.init].fingerprint
@@ -270,19 +334,29 @@ def begin(
         "tokenizer": tokenizer.fingerprint,
     }
     train_only(model, stage.trainable, place=f"{work.name}: trainable")
-    optimizer = adamw(model, stage.optimizer, learning_rate=stage.learning_rate)
-    start = find_start(work, fingerprints, network(model), method(stage, work))
+    world, kept_as = work.world, method(stage, work)
+    spread = spread_over(
+        world, stage.parallel, model, rows=rows, place=f"{work.name}: batch_tokens"
+    )
+    optimizer = optimizer_for(model, stage.optimizer, learning_rate=stage.learning_rate)
+    # the leader sets damaged checkpoints aside before the others look
+    start = world.first(lambda: find_start(work, fingerprints, network(model), kept_as))
     if start.found is None or start.reset:
         require_batch(stage, work.name, plan)
     if start.step > num_steps:
         what = f"{start.step} steps are done, and the data now make {num_steps}"
         raise UsageError(what, place=work.name, fix="give it more tokens, steps or epochs")
     state: dict[str, Any] = {"tokens": 0, "places": 0, "filled": 0, "seconds": 0.0, "loss": None}
+    memory = regime.begin_steps(stage, model, place=work.name)
     if start.found is not None:
         checkpoint.restore(start.found, model, optimizer)
+        regime.go_on(memory, start.found)
         state = start.found.state
         if "places" not in state:
             state = state | counted_places(plan, work.seed, start.step * rows)
+    if start.step == num_steps:
+        settle(optimizer)
+        regime.settle(stage, memory)
     work.begun, work.data_resets = True, start.data_resets
     kept = start.step if start.found else -1  # without one the rows of step 0 come again too
     return Training(
@@ -295,9 +369,12 @@ def begin(
         optimizer=optimizer,
         fingerprints=fingerprints,
         num_steps=num_steps,
-        metrics=RowFile(work.folder / "metrics.jsonl", "metrics", keep_to_step=kept),
-        samples=RowFile(work.folder / "samples.jsonl", "samples", keep_to_step=kept),
+        metrics=row_file(world, work.folder / "metrics.jsonl", "metrics", keep_to_step=kept),
+        samples=row_file(world, work.folder / "samples.jsonl", "samples", keep_to_step=kept),
+        spread=spread,
         data_resets=start.data_resets,
+        saver=Saver(work.folder / "steps", stage.saving, keep=stage.keep_checkpoints, world=world),
+        memory=memory,
         step=start.step,
         tokens=state["tokens"],
         places=state["places"],
@@ -321,7 +398,7 @@ Occasion = tuple[int, Callable[[], None]]
 
 def train(
     training: Training,
-    loss_sum: Callable[[nn.Module, Any], Tensor],
+    loss_sum: LossSum[Any],
     *occasions: Occasion,
     windows: Windows = windows,
 ) -> None:
@@ -337,6 +414,8 @@ def train(
         graceful() as request,
         progress(work.name, last) as update,
         told(training),
+        training.saver,  # what it still writes is there before anything is told
+        regime.applied(stage, training.model, place=f"{work.name}: recompute.modules"),
     ):
         steps = fit(
             training.model,
@@ -347,19 +426,38 @@ def train(
             clip=stage.clip,
             seed=work.seed,
             first_step=training.step,
+            memory=training.memory,
+            together=training.spread,
         )
+        steps = regime.traced(steps, stage, first_step=training.step, folder=work.folder)
         for numbers, taken in timed(blamed(steps, training, order)):
+            training.saver.check()
             note(training, order, numbers, taken)
-            update(training.step, loss=numbers["loss"], tokens_per_second=speed(numbers, taken))
+            loss = numbers.get("loss", training.loss or 0.0)
+            update(training.step, loss=loss, tokens_per_second=speed(numbers, taken))
             for every, act in occasions:
                 if due(training.step, every, last):
-                    act()
-            asked = request.number  # looked at once: what comes later waits for the next step
+                    with (
+                        evaluated(training.optimizer),
+                        regime.scoring(training.model, training.memory),
+                    ):
+                        act()
+                        rest(training.spread)
+            asked = work.world.most(
+                request.number
+            )  # looked at once: what comes later waits for the next step
             if asked or due(training.step, stage.checkpoint_every, last):
                 training.save()
             if asked:
+                request.number = asked
+                training.saver.require()
                 request.raise_stop(training.step)
+    if training.step == last:
+        settle(training.optimizer)
+        regime.settle(stage, training.memory)
+    request.number = work.world.most(request.number)
     if request.number:  # it came while the last step was saved, or while the rest was closed
+        training.saver.require()
         request.raise_stop(training.step)
 
 
@@ -368,7 +466,7 @@ def batches(training: Training, order: Order, windows: Windows) -> Generator[lis
     stage = training.stage
     return windows(
         training.store,
-        order,
+        own_order(order, training.spread),
         first_step=training.step,
         steps=training.num_steps,
         rows=micro_rows(stage),
@@ -377,13 +475,23 @@ def batches(training: Training, order: Order, windows: Windows) -> Generator[lis
 
 
 def note(training: Training, order: Order, numbers: dict[str, float], taken: float) -> None:
-    """Count a step that was taken, and write its row."""
-    training.filled += int(training.plan.pairs[order.samples(training.step)].sum())
-    training.places += training.stage.batch_tokens
-    training.step, training.loss = int(numbers["step"]), numbers["loss"]
+    """Count a step that was consumed, and write its row; if left out, with its samples."""
+    stage, samples = training.stage, order.samples(training.step)
+    filled = int(training.plan.pairs[samples].sum())
+    training.filled += filled
+    training.places += stage.batch_tokens
+    training.step = int(numbers["step"])
     training.tokens += int(numbers["tokens"])
     training.seconds += taken
-    row = numbers | {"tokens": training.tokens, "tokens_per_second": speed(numbers, taken)}
+    row: dict[str, Any] = {**numbers, "tokens": training.tokens}
+    row["tokens_per_second"] = speed(numbers, taken)
+    if regime.left_out(numbers):
+        LOG.warning("%s: step %d was left out", training.work.name, training.step - 1)
+        row["samples"] = samples.tolist()
+    else:
+        training.loss = numbers["loss"]
+        if due(training.step, stage.statistics.every, -1):
+            row |= regime.use_of_machine(stage, training.model, filled, taken)
     training.metrics.add(**row, seconds=training.seconds)
 
 
@@ -457,10 +565,16 @@ def add_samples(
         )
 
 
+def write_model(training: Training) -> None:
+    """Leave `final/`, a Hugging Face folder of what was trained."""
+    work = training.work
+    write_final(work.world, training.spread, training.tokenizer, work.folder / "final")
+
+
 def summary(training: Training) -> dict[str, Any]:
     """What a training stage tells of itself when it is done."""
-    model = training.model
-    return {
+    model, skipped = training.model, training.memory.skipped
+    return ({"skipped_steps": skipped} if skipped else {}) | {
         "parameters": sum(p.numel() for p in model.parameters()),
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "tokens": training.tokens,

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -42,10 +43,11 @@ from stemma.data.tokenizer import Tokenizer
 from stemma.eval.answers import answer_loss
 from stemma.eval.bleu import bleu
 from stemma.infer.translate import BeamSearch, ends_of, translate
+from stemma.pipeline import regime
 from stemma.pipeline import training as shared
 from stemma.pipeline.training import Training
 from stemma.pipeline.work import Groups, Work
-from stemma.train.translate import translation_loss, windows
+from stemma.train.translate import translation_loss, translation_parts, windows
 
 VERSION = 1
 ACCOUNT = "pairs.json"  # what became of the training lines
@@ -103,11 +105,21 @@ class TranslateStage(StrictModel):
     optimizer: shared.Optimizer
     clip: shared.Clip
     trainable: shared.Trainable
+    precision: regime.Precise
+    compile: regime.Compile
+    recompute: regime.RecomputeSetting
+    z_loss: regime.ZLoss
+    ema: regime.Averaging
+    guard: regime.Guarding
+    statistics: regime.StatisticsSetting
+    profile: regime.Profiling
     watch: Watch = Field(default=Watch(), description="held-out loss along training")
     samples: Samples = Field(default=Samples(), description="translations along training")
     search: BeamSearch = Field(default=BeamSearch(), description="how it translates")
     checkpoint_every: shared.CheckpointEvery
     keep_checkpoints: shared.KeepCheckpoints
+    saving: shared.SavingSetting
+    parallel: shared.Processes
     workers: shared.Workers
     device: shared.Device
     minutes: shared.Minutes
@@ -336,7 +348,7 @@ def watcher(training: Training, batches: list[PairBatch]) -> Callable[[], None]:
 
     def watch() -> None:
         loss = answer_loss(training.model, batches, translation_loss()).loss
-        training.metrics.add(step=training.step, tokens=training.tokens, heldout_target_loss=loss)
+        training.watched(loss, heldout_target_loss=loss)
 
     return watch
 
@@ -376,8 +388,9 @@ def score(
     with progress(f"{work.name} translates", len(asked)) as update:
         made = iter(translate(model, tokenizer, asked, stage.search, update=update))
     texts = [on_one_line(next(made)) if pair.source else "" for pair in lines]
-    with atomic_file(work.folder / "translations.txt") as file:
-        file.write("".join(f"{text}\n" for text in texts).encode())
+    if work.world.leads:
+        with atomic_file(work.folder / "translations.txt") as file:
+            file.write("".join(f"{text}\n" for text in texts).encode())
     scored = [(pair, text) for pair, text in zip(lines, texts, strict=True) if pair.whole]
     return {
         **bleu([text for _, text in scored], [pair.target for pair, _ in scored]),
@@ -407,12 +420,12 @@ def ledger(training: Training, account: Account, heldout: Mapping[str, int]) -> 
 def run(stage: TranslateStage, work: Work) -> dict[str, Any]:
     """Train, leave `final/` as a model folder, and translate what was held out."""
     require("eval", "sacrebleu")  # now, not after the training
-    tokenizer = prepare_tokenizer(stage, work)
+    tokenizer = work.world.first(lambda: prepare_tokenizer(stage, work))
     model = prepare_model(stage, work, tokenizer)
     lines = heldout_lines(stage, work, tokenizer)
     prompts = prompts_of(stage, work, tokenizer, lines)
-    store, plan, account = prepare_data(stage, work, tokenizer, lines)
-    batches, heldout = heldout_batches(stage, work, tokenizer, lines)
+    store, plan, account = work.world.first(lambda: prepare_data(stage, work, tokenizer, lines))
+    batches, heldout = work.world.first(lambda: heldout_batches(stage, work, tokenizer, lines))
     tell(stage, account, heldout)
     training = shared.begin(
         stage, work, model, tokenizer, store, plan, num_steps=stage.num_steps(plan)
@@ -422,12 +435,13 @@ def run(stage: TranslateStage, work: Work) -> dict[str, Any]:
             (stage.watch.every or training.num_steps, watcher(training, batches)),
             (stage.samples.every, sampler(stage, training, prompts)),
         ]
-        loss = translation_loss(stage.label_smoothing)
+        smoothing = stage.label_smoothing
+        parts = partial(translation_parts, smoothing=smoothing)
+        loss = regime.objective(translation_loss(smoothing), parts, stage.z_loss)
         shared.train(training, loss, *occasions, windows=windows)
     found = score(stage, work, model, tokenizer, lines)
-    model.to("cpu")
     api.translate_with(model, stage.search)
-    api.save(model, tokenizer, work.folder / "final", format="hf", overwrite=True)
+    shared.write_model(training)
     return shared.summary(training) | {
         "ledger": ledger(training, account, heldout),
         "translation": found,

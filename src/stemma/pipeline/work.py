@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from stemma import api
 from stemma.core import assets
+from stemma.core.distributed import ALONE, World
 from stemma.core.errors import DataError, UsageError
 from stemma.core.files import sha256_file, sha256_json
 from stemma.core.progress import LOG, progress
@@ -46,7 +47,8 @@ class Work:
     `inputs` has an entry for every reference in its configuration, `files` one for every key that
     names documents. `resumed`: an earlier run began this stage. `reset_data`: training may go on
     with other data than it began with. Once it has found them fitting, `begun` is true, and
-    `data_resets` has every such change so far.
+    `data_resets` has every such change so far. `world` are the processes that work on it together;
+    what is written once is written by their leader.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Work:
     reset_data: bool = False
     begun: bool = False
     data_resets: list[dict[str, Any]] = field(default_factory=list)
+    world: World = ALONE
 
     def corpus(self, reference: str) -> tuple[Path, Path]:
         """The training and the held-out documents of a curate stage."""

@@ -2,42 +2,46 @@
 
     steps/00000500/
         rank-00000.safetensors    parameters as `model/NAME`, optimizer state as
-                                  `optimizer/NAME/exp_avg`: by name, never by index
+                                  `optimizer/NAME/exp_avg`: by name, never by index; one such file
+                                  of each process, with the parts that it wrote
         state.json                the consumed step and whatever the trainer adds
         manifest.json             for every tensor its global shape, dtype and slices; for every
-                                  file its size and sha256; world size; fingerprints
+                                  file its size and sha256; version of the code; number of
+                                  processes and how they shared the work; fingerprints
         manifest.sha256           the sha256 of the manifest itself
 
 A folder is written under a hidden name, its files synced, then the manifest, then the folder is
 renamed and its parent synced: a crash at any point leaves the older checkpoints and nothing that
 looks complete. A folder of the same step, put there by hand, is set aside under a hidden name until
 the new one is durable. The newest checkpoint is found by looking, never by a pointer that could
-dangle. The loader assembles each tensor from whatever slices the files hold, so the number of
-processes that wrote a checkpoint does not matter to those that read it.
+dangle. The loader assembles each tensor from whatever slices the files hold, so neither the number
+of processes that wrote a checkpoint nor how they shared its tensors matters to those that read it.
 """
 
 import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from stemma.core.errors import DivergedError, ModelError, UsageError
-from stemma.core.files import make_folder, resource_error, sha256_file, sync_folder
+from stemma.core.distributed import ALONE
+from stemma.core.errors import ModelError, UsageError
+from stemma.core.files import resource_error, sha256_file
+from stemma.train.reader import AGAIN, Reader
+from stemma.train.rule import kept_states
+from stemma.train.saving import FORMAT_VERSION, Save, write
+from stemma.train.snapshot import Processes, take, together
 
-FORMAT_VERSION = 1
 STEP = re.compile(r"\d{8}")
 ASIDE = re.compile(r"\.(\d{8})\.\d+\.aside")  # a step's folder while its successor is renamed
 HASH = re.compile(rb"[0-9a-f]{64}")
-AGAIN = "remove this checkpoint to go on from an older one"
 
 
 @dataclass(frozen=True)
@@ -63,104 +67,44 @@ def named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str,
     return tensors
 
 
-def write_synced(path: Path, content: bytes) -> dict[str, Any]:
-    """Write and sync one file of a folder that is still hidden; returns its manifest entry."""
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    return {"bytes": len(content), "sha256": sha256_file(path)}
-
-
 def save_checkpoint(
     steps_folder: Path,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
     fingerprints: dict[str, str],
+    *,
+    world: Processes = ALONE,
+    parallel: dict[str, Any] | None = None,
+    more: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write the checkpoint of `state["step"]`; raises ResourceError, leaving older ones intact.
 
-    Raises DivergedError, writing nothing, where a value of the state is not finite.
+    In a group every process calls this. `more` are further tensors by their names; `parallel`
+    describes how the processes share the work. Raises DivergedError, writing nothing, where a value
+    is not finite, and UsageError where the processes' tensors do not fit together.
     """
-    tensors = {
-        name: tensor.to("cpu", copy=True).contiguous()
-        for name, tensor in named_state(model, optimizer).items()
-    }
-    require_finite(tensors, state["step"])
-    final = steps_folder / f"{state['step']:08d}"
-    partial = steps_folder / f".{final.name}.{os.getpid()}.partial"
-    aside = steps_folder / f".{final.name}.{os.getpid()}.aside"
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        make_folder(steps_folder)
-        partial.mkdir()
-        shard = "rank-00000.safetensors"
-        files = {
-            shard: write_synced(partial / shard, save(tensors)),
-            "state.json": write_synced(partial / "state.json", json_bytes(state)),
-        }
-        manifest = {
-            "format_version": FORMAT_VERSION,
-            "step": state["step"],
-            "world_size": 1,
-            "fingerprints": fingerprints,
-            "tensors": {name: entry(tensor, shard) for name, tensor in tensors.items()},
-            "files": files,
-        }
-        about = write_synced(partial / "manifest.json", json_bytes(manifest))
-        write_synced(partial / "manifest.sha256", about["sha256"].encode())
-        sync_folder(partial)
-        if final.exists():
-            os.replace(final, aside)
-        os.replace(partial, final)
-        sync_folder(steps_folder)
-        shutil.rmtree(aside, ignore_errors=True)
-    except OSError as error:
-        written = sum(file.stat().st_size for file in partial.glob("*"))
-        shutil.rmtree(partial, ignore_errors=True)
-        if aside.exists() and not final.exists():
-            with suppress(OSError):  # else the next start brings it back
-                os.replace(aside, final)
-        raise resource_error(error, final, written=written) from error
-    return final
-
-
-def require_finite(tensors: dict[str, Tensor], step: int) -> None:
-    """Refuse to write a state that no training can go on from (DivergedError)."""
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            what = f"after step {step} values of {name} are not finite"
-            raise DivergedError(what, fix="lower learning_rate, or lengthen the warm-up")
+    snapshot = take({**named_state(model, optimizer), **(more or {})}, world)
+    save = Save(steps_folder, state, fingerprints, parallel or {})
+    return write(snapshot, save, world)
 
 
 def state_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """About how many bytes the next checkpoint will have, its optimizer state included.
 
-    Before the first step there is no state yet: two values are counted for each that is trained.
+    Before the first step there is no state yet: what the optimizer will keep is counted.
     """
     size = sum(int(tensor.nbytes) for tensor in named_state(model, optimizer).values())
     if optimizer.state:
         return size
-    trained = (p for group in optimizer.param_groups for p in group["params"])
-    return size + 2 * sum(int(parameter.nbytes) for parameter in trained)
+    states = kept_states(optimizer).values()
+    return size + sum(int(value.nbytes) for state in states for value in state.values())
 
 
-def json_bytes(value: Any) -> bytes:
-    """JSON as the files of a checkpoint spell it."""
-    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
-
-
-def entry(tensor: Tensor, file: str) -> dict[str, Any]:
-    """A tensor's line in the manifest: here one slice, the whole."""
-    shape = list(tensor.shape)
-    whole = {"file": file, "start": [0] * len(shape), "shape": shape}
-    return {"shape": shape, "dtype": str(tensor.dtype).removeprefix("torch."), "slices": [whole]}
-
-
-def open_checkpoint(folder: Path) -> Checkpoint:
+def open_checkpoint(folder: Path, *, verify: bool = True) -> Checkpoint:
     """Verify a checkpoint against its manifest, and that against its hash.
 
+    Without `verify` the files it names are taken for sound, since another process has read them.
     Raises ModelError naming the file at fault, UsageError for a format of a later version.
     """
     try:
@@ -174,7 +118,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             if size != wanted["bytes"]:
                 what = f"{wanted['bytes']} bytes wanted, {size} found"
                 raise ModelError(what, place=path, fix=AGAIN)
-            if sha256_file(path) != wanted["sha256"]:
+            if verify and sha256_file(path) != wanted["sha256"]:
                 raise ModelError("the content does not match its sha256", place=path, fix=AGAIN)
         state = json.loads((folder / "state.json").read_text("utf-8"))
         steps = {int(state["step"]), int(manifest["step"])}
@@ -216,11 +160,32 @@ def checkpoints(steps_folder: Path) -> list[Path]:
     return sorted(f for f in steps_folder.iterdir() if f.is_dir() and STEP.fullmatch(f.name))
 
 
-def newest_checkpoint(steps_folder: Path) -> tuple[Checkpoint | None, list[ModelError]]:
+def newest_checkpoint(
+    steps_folder: Path, *, world: Processes = ALONE
+) -> tuple[Checkpoint | None, list[ModelError]]:
     """The newest checkpoint that verifies, and what was wrong with newer ones passed over.
 
-    Those are renamed to `STEP.damaged`: they no longer count, for retention neither.
+    Those are renamed to `STEP.damaged`: they no longer count, for retention neither. In a group
+    every process calls this; the leader looks, and the others take what it found for sound.
     """
+    if world.size == 1:
+        return newest_sound(steps_folder)
+
+    def look() -> dict[str, Any]:
+        if world.rank:
+            return {}
+        found, damaged = newest_sound(steps_folder)
+        told = [(one.what, one.place, one.fix) for one in damaged]
+        return {"name": found.folder.name if found else "", "damaged": told}
+
+    said = together(world, look)[0]
+    damaged = [ModelError(what, place=place, fix=fix) for what, place, fix in said["damaged"]]
+    folder = steps_folder / said["name"]
+    return (open_checkpoint(folder, verify=False) if said["name"] else None), damaged
+
+
+def newest_sound(steps_folder: Path) -> tuple[Checkpoint | None, list[ModelError]]:
+    """What one process finds; see `newest_checkpoint`."""
     damaged: list[ModelError] = []
     for folder in reversed(checkpoints(steps_folder)):
         try:
@@ -233,17 +198,6 @@ def newest_checkpoint(steps_folder: Path) -> tuple[Checkpoint | None, list[Model
     return None, damaged
 
 
-def overlap(
-    start: list[int], shape: list[int], other: list[int], other_shape: list[int]
-) -> list[tuple[int, int]] | None:
-    """Where two boxes meet, as (from, to) per axis in global coordinates; None where they don't."""
-    ranges = [
-        (max(a, b), min(a + n, b + m))
-        for a, n, b, m in zip(start, shape, other, other_shape, strict=True)
-    ]
-    return None if any(low >= high for low, high in ranges) else ranges
-
-
 def read_tensor(
     checkpoint: Checkpoint, name: str, *, start: list[int] | None = None, shape: Any = None
 ) -> Tensor:
@@ -251,91 +205,108 @@ def read_tensor(
 
     Raises ModelError where the slices do not cover the box.
     """
-    about = checkpoint.manifest["tensors"].get(name)
-    if about is None:
-        raise ModelError("tensor is missing", place=f"{checkpoint.folder}: {name}", fix=AGAIN)
-    start, shape = start or [0] * len(about["shape"]), shape or about["shape"]
-    result = torch.empty(shape, dtype=getattr(torch, about["dtype"]))
-    filled = torch.zeros(shape, dtype=torch.bool)
-    for piece in about["slices"]:
-        box = overlap(start, shape, piece["start"], piece["shape"])
-        if box is None:
-            continue
-        if piece["file"] not in checkpoint.manifest["files"]:
-            what = f"lies in {piece['file']!r:.60}, which the manifest does not vouch for"
-            raise ModelError(what, place=f"{checkpoint.folder}: {name}", fix=AGAIN)
-        with safe_open(checkpoint.folder / piece["file"], framework="pt") as file:
-            part = file.get_tensor(name)
-        there = tuple(slice(a - o, b - o) for (a, b), o in zip(box, piece["start"], strict=True))
-        here = tuple(slice(a - o, b - o) for (a, b), o in zip(box, start, strict=True))
-        result[here] = part[there]
-        filled[here] = True
-    if not filled.all():
-        what = f"slices cover {int(filled.sum())} of {result.numel()} values"
-        raise ModelError(what, place=f"{checkpoint.folder}: {name}", fix=AGAIN)
-    return result
+    return Reader(checkpoint.folder, checkpoint.manifest).read(name, start=start, shape=shape)
 
 
 @torch.no_grad()
 def restore(
-    checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer | None
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    *,
+    whole: bool = True,
 ) -> None:
-    """Put a checkpoint back, every tensor accounted for. Raises ModelError for any that differ."""
+    """Put a checkpoint back, every tensor accounted for. Raises ModelError for any that differ.
+
+    Of a DTensor the part of this process is read, and no more. Where `whole` is False the model is
+    a part of what was saved, as one stage of a pipeline is, and may leave tensors unread.
+    """
+    reader = Reader(checkpoint.folder, checkpoint.manifest)
     names = checkpoint.manifest["tensors"].keys()
     targets = model.state_dict()
     stored = {name.removeprefix("model/") for name in names if name.startswith("model/")}
+    if not whole:
+        stored &= targets.keys()
     if stored != targets.keys():
         missing, unused = sorted(targets.keys() - stored)[:5], sorted(stored - targets.keys())[:5]
         what = f"checkpoint of another model: missing {missing}, unused {unused}"
         raise ModelError(what, place=checkpoint.folder, fix=AGAIN)
     for name, target in targets.items():
-        tensor = read_tensor(checkpoint, f"model/{name}")
-        if tensor.shape != target.shape:
-            what = f"shape {list(tensor.shape)} stored, {list(target.shape)} wanted"
-            raise ModelError(what, place=f"{checkpoint.folder}: {name}", fix=AGAIN)
-        target.copy_(tensor)
+        reader.fill(f"model/{name}", target)
     if optimizer is None:
         return
-    for name, keys in optimizer_keys(checkpoint, model).items():
+    for name, keys in optimizer_keys(checkpoint, model, optimizer, whole=whole).items():
         parameter = model.get_parameter(name)
         optimizer.state[parameter] = {
-            # on the parameter's device, the step count too: the fused kernel wants it there
-            key: read_tensor(checkpoint, f"optimizer/{name}/{key}").to(parameter.device)
-            for key in keys
+            key: reader.read_like(f"optimizer/{name}/{key}", parameter) for key in keys
         }
 
 
-def optimizer_keys(checkpoint: Checkpoint, model: nn.Module) -> dict[str, list[str]]:
-    """The stored optimizer state by parameter: of every trainable one alike, or of none at all.
+def optimizer_keys(
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    whole: bool = True,
+) -> dict[str, list[str]]:
+    """The stored optimizer state by parameter: all that the optimizer keeps, or none of any.
 
-    Raises ModelError where a parameter has none, or other keys than the rest.
+    Raises ModelError where a parameter has other keys, or values of another shape or type.
     """
-    stored: dict[str, list[str]] = {}
-    for name in checkpoint.manifest["tensors"]:
+    stored: dict[str, dict[str, Any]] = {}
+    for name, about in checkpoint.manifest["tensors"].items():
         if name.startswith("optimizer/"):
             parameter, _, key = name.removeprefix("optimizer/").rpartition("/")
-            stored.setdefault(parameter, []).append(key)
-    wanted = {name for name, p in model.named_parameters() if p.requires_grad}
-    kinds = {tuple(sorted(keys)) for keys in stored.values()}
-    if stored and (stored.keys() != wanted or len(kinds) != 1):
-        odd = sorted(stored.keys() ^ wanted)[:5] or "some parameters have other keys"
-        what = f"the optimizer state does not fit the model: {odd}"
+            stored.setdefault(parameter, {})[key] = (list(about["shape"]), about["dtype"])
+    kept, wanted = kept_states(optimizer), dict[str, Any]()
+    for name, one in model.named_parameters():
+        if one in kept:
+            wanted[name] = {key: form_of(value) for key, value in kept[one].items()}
+        elif one.requires_grad:  # of an optimizer that does not tell: taken as it is
+            wanted[name] = stored.get(name)
+    if not whole:
+        stored = {name: keys for name, keys in stored.items() if name in wanted}
+    if stored and stored != wanted:
+        odd = [n for n in {**wanted, **stored} if stored.get(n) != wanted.get(n)]
+        what = f"the optimizer state does not fit the model and optimizer: {sorted(odd)[:5]}"
         raise ModelError(what, place=checkpoint.folder, fix=AGAIN)
-    return stored
+    return {name: list(keys) for name, keys in stored.items()}
+
+
+def form_of(tensor: Tensor) -> tuple[list[int], str]:
+    """Shape and type as a manifest has them."""
+    return list(tensor.shape), str(tensor.dtype).removeprefix("torch.")
 
 
 def retain(steps_folder: Path, *, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints, and what crashes left behind.
+    """Remove all but the newest `keep` checkpoints and the best, and what crashes left behind.
 
     Removing is the last thing a save does; a failure here harms nothing and is not an error. What
     goes is renamed first, so that no half of it is ever taken for a checkpoint.
     """
-    for folder in checkpoints(steps_folder)[: -max(1, keep)]:
+    folders = checkpoints(steps_folder)
+    kept = {best_checkpoint(folders), *folders[-max(1, keep) :]}
+    for folder in [folder for folder in folders if folder not in kept]:
         gone = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
         with suppress(OSError):
             folder.rename(gone)
             shutil.rmtree(gone)
     clear_leftovers(steps_folder)
+
+
+def best_checkpoint(folders: list[Path]) -> Path | None:
+    """The checkpoint with the lowest held-out score of its step; None where none was measured."""
+    scored = [(score, folder) for folder in folders if (score := heldout_score(folder)) is not None]
+    return min(scored)[1] if scored else None
+
+
+def heldout_score(folder: Path) -> float | None:
+    """The score that a checkpoint's state tells; None where it has none or cannot be read."""
+    try:
+        score = json.loads((folder / "state.json").read_text("utf-8")).get("heldout")
+        return None if score is None else float(score)
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
 
 
 def clear_leftovers(steps_folder: Path) -> None:

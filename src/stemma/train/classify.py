@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stemma.data.ahead import ahead
-from stemma.data.batches import IGNORED, Batch, Order
+from stemma.data.batches import Batch, Order
 from stemma.data.marked import Marks, labelled_batch
 from stemma.data.packing import Plan
 from stemma.data.store import TokenStore
 from stemma.nn.context import Context
 from stemma.nn.residual import Losses
-from stemma.train.pretrain import pushed_by, tensor
+from stemma.train.pretrain import at_targets, pushed_by, tensor
 
 Integers = NDArray[int64]
 
@@ -84,12 +84,11 @@ def label_scores(model: Any, batch: LabelledBatch) -> tuple[Tensor, Tensor]:
 def _scored(model: Any, batch: LabelledBatch) -> tuple[Tensor, Tensor, Losses]:
     """The same, and the auxiliary losses of the pass."""
     device = model.embedding.weight.device
-    targets_BT = tensor(batch.rows.targets_BT, device)
-    first_BT = targets_BT != IGNORED
     x_BTC, auxiliary = model.hidden(tensor(batch.rows.tokens_BT, device), seen(batch, device))
+    x_NC, targets_N = at_targets(x_BTC, batch.rows.targets_BT)
     # as many rows of one token: pooling takes the first
-    scores_NL = model.classify(x_BTC[first_BT][:, None])
-    return scores_NL.float(), targets_BT[first_BT], auxiliary
+    scores_NL = model.classify(x_NC[:, None])
+    return scores_NL.float(), targets_N, auxiliary
 
 
 def seen(batch: LabelledBatch, device: torch.device) -> Context:

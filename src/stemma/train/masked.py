@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -25,10 +24,11 @@ from stemma.core.seeds import generator_for
 from stemma.data.ahead import ahead
 from stemma.data.batches import IGNORED, Batch, Order
 from stemma.data.marked import Marks, window_batch
-from stemma.data.order import samples_of
 from stemma.data.store import TokenStore
 from stemma.nn.residual import Losses
-from stemma.train.pretrain import context_of, pushed_by, tensor
+from stemma.train.linear_loss import Measure, linear_loss
+from stemma.train.loop import Parts
+from stemma.train.pretrain import at_targets, context_of, parts, pushed_by, tensor
 
 Integers = NDArray[np.int64]
 FIXED = -1  # the epoch of masks that never change: those that are scored
@@ -107,9 +107,8 @@ def step_batch(
     store: TokenStore, order: Order, step: int, masker: Masker, *, padding: int
 ) -> Batch:
     """The masked rows of a step, each masked as its epoch has it."""
-    rows, plan = order.batch_size, order.plan
-    epochs, samples = samples_of(step * rows, rows, plan.num_samples, seed=order.seed)
-    return masked(window_batch(store, plan, samples, padding=padding), epochs, masker)
+    epochs, samples = order.places(step)
+    return masked(window_batch(store, order.plan, samples, padding=padding), epochs, masker)
 
 
 def windows_with(
@@ -130,21 +129,24 @@ def windows_with(
 
 def masked_loss(model: Any, batch: Batch) -> Tensor:
     """Cross entropy in nats, summed over the chosen tokens; auxiliary losses push along."""
-    logits_NV, targets_N, auxiliary = _foretold(model, batch)
-    loss = F.cross_entropy(logits_NV, targets_N, reduction="sum")
-    return pushed_by(auxiliary, loss, counted=batch.counted)
+    return masked_parts(model, batch).loss
+
+
+def masked_parts(model: Any, batch: Batch, *, z_loss: float = 0.0) -> Parts:
+    """The same, with a z loss of this weight that pushes along and is told apart."""
+    x_NC, targets_N, auxiliary = _chosen(model, batch)
+    found = linear_loss(model, x_NC, targets_N, Measure(z_loss=z_loss))
+    return parts(pushed_by(auxiliary, found.loss, counted=batch.counted), found.z, z_loss)
 
 
 def foretold(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     """Scores over the vocabulary (N, V) for every chosen token, and what it is (N,)."""
-    logits_NV, targets_N, _ = _foretold(model, batch)
-    return logits_NV, targets_N
+    x_NC, targets_N, _ = _chosen(model, batch)
+    return model.logits(x_NC).float(), targets_N
 
 
-def _foretold(model: Any, batch: Batch) -> tuple[Tensor, Tensor, Losses]:
-    """The same, and the auxiliary losses. Scores are computed where a token was chosen only."""
+def _chosen(model: Any, batch: Batch) -> tuple[Tensor, Tensor, Losses]:
+    """The stream where a token was chosen (N, C), what it is, and the auxiliary losses."""
     device = model.embedding.weight.device
-    targets_BT = tensor(batch.targets_BT, device)
-    counts_BT = targets_BT != IGNORED
     x_BTC, auxiliary = model.hidden(tensor(batch.tokens_BT, device), context_of(batch, device))
-    return model.logits(x_BTC[counts_BT]).float(), targets_BT[counts_BT], auxiliary
+    return *at_targets(x_BTC, batch.targets_BT), auxiliary

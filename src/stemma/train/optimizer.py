@@ -1,50 +1,28 @@
-"""AdamW with decoupled weight decay (arXiv:1711.05101, algorithm 2), fused where torch can.
+"""The optimizers to choose from, told apart by `kind`; one file each.
 
-Decay applies to the matrices of layers only: norms and biases have no direction to shrink along,
-and the row of a rare token would shrink between the few steps that touch it. For the same reason
-an embedding may learn faster than the rest (`embedding_rate`).
+What they share, the grouping of parameters included, is in `stemma.train.rule`.
 """
 
 import torch
-from pydantic import Field
 from torch import nn
 
-from stemma.core.config import StrictModel
-from stemma.nn.embedding import LearnedPositions
+from stemma.train.adafactor import Adafactor
+from stemma.train.adamw import AdamW, adamw
+from stemma.train.adamw8bit import AdamW8Bit
+from stemma.train.lion import Lion
+from stemma.train.muon import Muon
+from stemma.train.rule import RuleOptimizer
+from stemma.train.schedule_free import ScheduleFree
+
+__all__ = ["AdamW", "OptimizerNumbers", "adamw", "optimizer_for"]
+
+OptimizerNumbers = AdamW | Muon | Lion | Adafactor | ScheduleFree | AdamW8Bit
 
 
-class AdamW(StrictModel):
-    """The numbers of AdamW. The learning rate is the schedule's business."""
-
-    weight_decay: float = Field(
-        default=0.1, ge=0, description="decay of layers' matrices a step, times lr"
-    )
-    beta1: float = Field(default=0.9, ge=0, lt=1, description="memory of the gradient")
-    beta2: float = Field(default=0.95, ge=0, lt=1, description="memory of its square")
-    eps: float = Field(default=1e-8, gt=0, description="added to the root of the square")
-    embedding_rate: float = Field(
-        default=1.0, gt=0, description="learning rate of embeddings, times that of the rest"
-    )
-
-
-def adamw(model: nn.Module, numbers: AdamW, *, learning_rate: float) -> torch.optim.AdamW:
+def optimizer_for(
+    model: nn.Module, numbers: OptimizerNumbers, *, learning_rate: float
+) -> torch.optim.Optimizer:
     """An optimizer over the trainable parameters; each group's `scale` multiplies its rate."""
-    tables = (nn.Embedding, LearnedPositions)
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, tables)}
-    groups: dict[str, list[nn.Parameter]] = {"embedding": [], "matrix": [], "vector": []}
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            kind = "embedding" if id(parameter) in embeddings else "matrix"
-            groups[kind if parameter.ndim >= 2 else "vector"].append(parameter)
-    settings = {
-        "embedding": {"weight_decay": 0.0, "scale": numbers.embedding_rate},
-        "matrix": {"weight_decay": numbers.weight_decay, "scale": 1.0},
-        "vector": {"weight_decay": 0.0, "scale": 1.0},
-    }
-    return torch.optim.AdamW(
-        [{"params": some, **settings[kind]} for kind, some in groups.items() if some],
-        lr=learning_rate,
-        betas=(numbers.beta1, numbers.beta2),
-        eps=numbers.eps,
-        fused=True,
-    )
+    if isinstance(numbers, AdamW):
+        return adamw(model, numbers, learning_rate=learning_rate)
+    return RuleOptimizer(model, numbers, learning_rate=learning_rate)

@@ -4,7 +4,7 @@ The loss is that of pretraining over the tokens of the assistant alone, its end-
 - sum over those tokens of log p(token | everything before it). What the others say is read and not
 learned. Which tokens count stands in the store beside their ids; padding is told by lengths.
 
-Axes: B samples, T places of a sample, N counted places, C model width, V vocabulary
+Axes: B samples, T places of a sample, N counted places, C model width
 """
 
 from typing import Any
@@ -14,7 +14,9 @@ from torch import Tensor
 
 from stemma.data.batches import IGNORED, Batch
 from stemma.nn.residual import Losses
-from stemma.train.pretrain import context_of, pushed_by, tensor
+from stemma.train.linear_loss import Measure, linear_loss
+from stemma.train.loop import Parts
+from stemma.train.pretrain import at_targets, context_of, parts, pushed_by, tensor
 
 
 def assistant_loss(model: Any, batch: Batch) -> Tensor:
@@ -23,22 +25,26 @@ def assistant_loss(model: Any, batch: Batch) -> Tensor:
     Scores over the vocabulary are computed where they count only: most of the memory of a small
     model with a large vocabulary goes there.
     """
-    losses_N, _, auxiliary = _scored(model, batch)
-    return pushed_by(auxiliary, losses_N.sum(), counted=batch.counted)
+    return assistant_parts(model, batch).loss
+
+
+def assistant_parts(model: Any, batch: Batch, *, z_loss: float = 0.0) -> Parts:
+    """The same, with a z loss of this weight that pushes along and is told apart."""
+    x_NC, targets_N, _, auxiliary = _counted(model, batch)
+    found = linear_loss(model, x_NC, targets_N, Measure(z_loss=z_loss))
+    return parts(pushed_by(auxiliary, found.loss, counted=batch.counted), found.z, z_loss)
 
 
 def counted_losses(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     """Cross entropy in nats of each counted place (N,), and the row that it stands in (N,)."""
-    losses_N, rows_N, _ = _scored(model, batch)
-    return losses_N, rows_N
+    x_NC, targets_N, rows_N, _ = _counted(model, batch)
+    return F.cross_entropy(model.logits(x_NC).float(), targets_N, reduction="none"), rows_N
 
 
-def _scored(model: Any, batch: Batch) -> tuple[Tensor, Tensor, Losses]:
-    """The same, and the auxiliary losses of the pass."""
+def _counted(model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Losses]:
+    """The stream where it counts (N, C), targets, rows, and the auxiliary losses of the pass."""
     device = model.embedding.weight.device
-    targets_BT = tensor(batch.targets_BT, device)
-    counts_BT = targets_BT != IGNORED
     x_BTC, auxiliary = model.hidden(tensor(batch.tokens_BT, device), context_of(batch, device))
-    logits_NV = model.logits(x_BTC[counts_BT]).float()
-    losses_N = F.cross_entropy(logits_NV, targets_BT[counts_BT], reduction="none")
-    return losses_N, counts_BT.nonzero()[:, 0], auxiliary
+    x_NC, targets_N = at_targets(x_BTC, batch.targets_BT)
+    rows_N = tensor((batch.targets_BT != IGNORED).nonzero()[0], device)
+    return x_NC, targets_N, rows_N, auxiliary

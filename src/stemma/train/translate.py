@@ -4,44 +4,46 @@ The loss is the cross entropy of the target, arXiv:1409.3215, equation 2, with l
 (arXiv:1706.03762, section 5.4): the share `smoothing` of the probability is spread over the whole
 vocabulary. It is summed over target tokens, the ends included; padding counts nowhere.
 
-Axes: B pairs, S source tokens, T target tokens, N counted places, V vocabulary
+Axes: B pairs, S source tokens, T target tokens
 """
 
 from collections.abc import Callable, Generator
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from stemma.data.ahead import ahead
-from stemma.data.batches import IGNORED, Order
+from stemma.data.batches import Order
 from stemma.data.bundles import PairBatch, PairStore, build_bundle
 from stemma.nn.context import Context
-from stemma.train.pretrain import pushed_by, tensor
+from stemma.train.linear_loss import Measure, linear_loss
+from stemma.train.loop import Parts
+from stemma.train.pretrain import at_targets, parts, pushed_by, tensor
 
 
 def translation_loss(smoothing: float = 0.0) -> Callable[[Any, PairBatch], Tensor]:
     """A loss in nats, summed over the target tokens of a bundle; auxiliary losses push along."""
 
     def loss_sum(model: Any, batch: PairBatch) -> Tensor:
-        device = model.embedding.weight.device
-        targets_BT = tensor(batch.targets_BT, device)
-        x_BTC, auxiliary = model.hidden(
-            tensor(batch.source_BS, device),
-            tensor(batch.inputs_BT, device),
-            Context(memory_padding_BM=tensor(batch.real_BS, device)),
-        )
-        # targets are padded on the right: no token before the padding can see it
-        counts_BT = targets_BT != IGNORED
-        loss = F.cross_entropy(
-            model.logits(x_BTC[counts_BT]).float(),
-            targets_BT[counts_BT],
-            reduction="sum",
-            label_smoothing=smoothing,
-        )
-        return pushed_by(auxiliary, loss, counted=batch.counted)
+        return translation_parts(model, batch, smoothing=smoothing).loss
 
     return loss_sum
+
+
+def translation_parts(
+    model: Any, batch: PairBatch, *, smoothing: float = 0.0, z_loss: float = 0.0
+) -> Parts:
+    """The same, with a z loss of this weight that pushes along and is told apart."""
+    device = model.embedding.weight.device
+    x_BTC, auxiliary = model.hidden(
+        tensor(batch.source_BS, device),
+        tensor(batch.inputs_BT, device),
+        Context(memory_padding_BM=tensor(batch.real_BS, device)),
+    )
+    # targets are padded on the right: no token before the padding can see it
+    measure = Measure(label_smoothing=smoothing, z_loss=z_loss)
+    found = linear_loss(model, *at_targets(x_BTC, batch.targets_BT), measure)
+    return parts(pushed_by(auxiliary, found.loss, counted=batch.counted), found.z, z_loss)
 
 
 def windows(

@@ -1,0 +1,1 @@
+"""Measurements beside others' tools: one script for each claim."""

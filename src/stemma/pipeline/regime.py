@@ -1,0 +1,152 @@
+"""How a stage takes its steps, applied from outside to the network that it trains.
+
+Precision, compilation, recomputation, averages and figures come from the stage's keys; what has to
+be remembered between steps is in the loop's memory (`stemma.train.memory`) and in each checkpoint.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from stemma.core.config import StrictModel
+from stemma.eval.compute import training_flops_per_token
+from stemma.train import checkpoint
+from stemma.train.average import Ema
+from stemma.train.compiled import compiling, require_compiler, resting
+from stemma.train.guard import Guard
+from stemma.train.loop import LossSum, Numbers, Parts
+from stemma.train.memory import Memory, Regime, begin_memory, recall
+from stemma.train.meter import utilisation
+from stemma.train.precision import Precision, require_precision
+from stemma.train.profile import Profile, profiled
+from stemma.train.reader import Reader
+from stemma.train.recompute import Recompute, chosen, recomputing
+
+SKIPPED = "skipped_"  # how the numbers of a step that was left out say why
+
+
+class Statistics(StrictModel):
+    """Figures of the training itself, beside the loss."""
+
+    every: int = Field(
+        default=0, ge=0, description="steps between norms by layer, and use of the machine; 0: none"
+    )
+
+
+# keys that every training stage has, as those of `stemma.pipeline.training`
+Precise = Annotated[
+    Precision,
+    Field(default="fp32", description="precision of products; weights and optimizer stay fp32"),
+]
+Compile = Annotated[
+    bool, Field(default=False, description="compile the blocks: minutes at first, then faster")
+]
+RecomputeSetting = Annotated[
+    Recompute, Field(default=Recompute(), description="less memory for more work")
+]
+ZLoss = Annotated[
+    float, Field(default=0.0, ge=0, description="weight of the squared log of the softmax's sum")
+]
+Averaging = Annotated[Ema, Field(default=Ema(), description="an average of the weights")]
+Guarding = Annotated[Guard, Field(default=Guard(), description="steps that would do harm")]
+StatisticsSetting = Annotated[
+    Statistics, Field(default=Statistics(), description="figures of the training itself")
+]
+Profiling = Annotated[Profile, Field(default=Profile(), description="a trace of a few steps")]
+
+
+def begin_steps(stage: Any, model: nn.Module, *, place: str) -> Memory:
+    """What the loop remembers before the first step.
+
+    Raises UsageError for a precision that the device lacks and for modules that the network lacks,
+    ResourceError where nothing can compile.
+    """
+    device = next(model.parameters()).device
+    require_precision(stage.precision, device, place=f"{place}: precision")
+    chosen(model, stage.recompute, place=f"{place}: recompute.modules")
+    if stage.compile:
+        require_compiler(device, place=f"{place}: compile")
+    regime = Regime(stage.precision, stage.guard, stage.ema.decay, stage.statistics.every)
+    return begin_memory(regime, model)
+
+
+def go_on(memory: Memory, found: checkpoint.Checkpoint) -> None:
+    """Remember what a checkpoint holds."""
+    recall(memory, found.state.get("memory", {}))
+    if memory.average is not None:
+        reader = Reader(found.folder, found.manifest)
+        for name, value in memory.average.values.items():
+            reader.fill(f"ema/{name}", value)
+
+
+@contextmanager
+def applied(stage: Any, model: nn.Module, *, place: str) -> Iterator[None]:
+    """Inside, the network is recomputed and compiled as the stage has it."""
+    with ExitStack() as stack:
+        stack.enter_context(recomputing(model, stage.recompute, place=place))
+        if stage.compile:
+            stack.enter_context(compiling(model))
+        yield
+
+
+@contextmanager
+def scoring(model: nn.Module, memory: Memory) -> Iterator[None]:
+    """Inside, the network is what is scored: its averages if it has any, not compiled."""
+    with ExitStack() as stack:
+        stack.enter_context(resting(model))
+        if memory.average is not None:
+            stack.enter_context(memory.average.used())
+        yield
+
+
+def settle(stage: Any, memory: Memory) -> None:
+    """Make the averages the weights once the last step is done, where the stage asks for it."""
+    if memory.average is not None and stage.ema.final:
+        memory.average.settle()
+
+
+def objective(
+    loss: Callable[[Any, Any], Tensor], parts: Callable[..., Parts], z_loss: float
+) -> LossSum[Any]:
+    """The loss of a stage, with its z loss where that has any weight."""
+    return partial(parts, z_loss=z_loss) if z_loss else loss
+
+
+def traced(
+    steps: Iterable[Numbers], stage: Any, *, first_step: int, folder: Path
+) -> Iterator[Numbers]:
+    """The steps; those that the stage asks for leave a trace in `profile/` of its folder."""
+    return profiled(steps, stage.profile, first_step=first_step, folder=folder / "profile")
+
+
+def left_out(numbers: Numbers) -> bool:
+    """Whether a step was not taken."""
+    return any(name.startswith(SKIPPED) for name in numbers)
+
+
+def use_of_machine(stage: Any, model: Any, tokens: int, taken: float) -> dict[str, float]:
+    """`mfu`, for the row of a step that read so many tokens in so many seconds."""
+    device = next(model.parameters()).device
+    flops = flops_of(model, stage.context)
+    return {"mfu": utilisation(flops, tokens, taken, device, stage.precision)}
+
+
+def flops_of(model: Any, context: int) -> float:
+    """Operations of a token in training; where layers are unknown 6 a weight (arXiv:2001.08361).
+
+    A table that only looks up costs nothing; a tied embedding is the head's matrix too.
+    """
+    try:
+        return training_flops_per_token(model, context)
+    except (TypeError, AttributeError):
+        sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+        tables = ["position.weight", "segment.weight", "source_embedding.weight"]
+        if "head.weight" in sizes:
+            tables.append("embedding.weight")
+        counted = [size for n, size in sizes.items() if not n.endswith(tuple(tables))]
+        return float(6 * sum(counted))
