@@ -15,8 +15,10 @@ SHARED = {"vocab_size": VOCABULARY, "context": 16}
 
 
 def network(family, numbers):
-    """A network in fp64, with weights that are far from their small beginnings."""
-    model = api.build(family, seed=0, **SHARED, **numbers).double()
+    """A network in fp64 that draws nothing, its weights far from their small beginnings."""
+    known = api.config_class(family).model_fields
+    still = {name: 0.0 for name in known if "dropout" in name or "jitter" in name}
+    model = api.build(family, seed=0, **SHARED, **still, **numbers).double()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             draw = generator_for(1, name)
@@ -76,7 +78,7 @@ def trained(world, family, numbers, *, plan, steps=3, micro=2):
             (loss / everywhere).backward()
             total += loss.item()
         (total,) = spread.sums(total)
-        found.append([total / everywhere, spread.clip(0.5)])
+        found.append([total / everywhere, float(spread.clip(0.5))])
         optimizer.step()
     whole = spread.whole()
     weights = {name: float(tensor.double().norm()) for name, tensor in whole.items()}

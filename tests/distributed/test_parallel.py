@@ -36,6 +36,8 @@ FAMILIES = {
     "seq2seq": PAIRS | {"width": 12, "depth": 1},
     "bahdanau": PAIRS | {"width": 12, "embedding_width": 8, "hidden": 12, "maxout": 8},
 }
+# one of each kind of block; the others, which compose the same blocks, are slow tests
+TYPICAL = {"gru", "decoder", "qwen3", "mixtral", "delta", "t5", "bahdanau"}
 PLANS = [
     (2, {}),
     (2, {"shards": 2}),
@@ -59,7 +61,9 @@ def alone():
     return result
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [f if f in TYPICAL else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES]
+)
 @pytest.mark.parametrize(("size", "plan"), PLANS)
 def test_plan_changes_nothing_but_rounding(pools, alone, family, size, plan):
     wanted = alone(family)

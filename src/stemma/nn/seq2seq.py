@@ -57,6 +57,9 @@ class Seq2Seq(nn.Module):
 
     def encode(self, source_BS: Tensor, context: Context | None = None) -> Context:
         """The same context with the last states of a source as its memory."""
+        return self._encode(source_BS, context)
+
+    def _encode(self, source_BS: Tensor, context: Context | None) -> Context:
         context, real_BS = context or Context(), None
         if context.memory_padding_BM is not None:
             real_BS = self.order(context.memory_padding_BM)
@@ -82,7 +85,7 @@ class Seq2Seq(nn.Module):
         self, source_BS: Tensor, target_BT: Tensor, context: Context | None = None
     ) -> tuple[Tensor, Losses]:
         """What leaves the decoder (B, T, C), and no auxiliary losses."""
-        return self._decode(target_BT, self.encode(source_BS, context))
+        return self._decode(target_BT, self._encode(source_BS, context))
 
     def logits(self, x_BTC: Tensor) -> Tensor:
         """Scores of every vocabulary entry (B, T, V) from what leaves the decoder."""
@@ -156,6 +159,9 @@ class AlignedSeq2Seq(nn.Module):
 
     def encode(self, source_BS: Tensor, context: Context | None = None) -> Context:
         """The same context with the annotations of a source (B, S, 2C) as its memory."""
+        return self._encode(source_BS, context)
+
+    def _encode(self, source_BS: Tensor, context: Context | None) -> Context:
         context = context or Context()
         own = Context(padding_BT=context.memory_padding_BM)
         x_BSC, _ = self.encoder(self.source_embedding(source_BS), positions_of(source_BS, own), own)
@@ -172,7 +178,7 @@ class AlignedSeq2Seq(nn.Module):
         self, source_BS: Tensor, target_BT: Tensor, context: Context | None = None
     ) -> tuple[Tensor, Losses]:
         """What leaves the maxout layer (B, T, C), and no auxiliary losses."""
-        return self._decode(target_BT, self.encode(source_BS, context))
+        return self._decode(target_BT, self._encode(source_BS, context))
 
     def logits(self, x_BTC: Tensor) -> Tensor:
         """Scores of every vocabulary entry (B, T, V) from what leaves the maxout layer."""
@@ -188,7 +194,7 @@ class AlignedSeq2Seq(nn.Module):
         self, source_BS: Tensor, target_BT: Tensor, context: Context | None = None
     ) -> Tensor:
         """How much each target token's step looks at each source token, (B, T, S)."""
-        context = self.encode(source_BS, context)
+        context = self._encode(source_BS, context)
         own = replace(context, caches=None, real_BT=positions_of(target_BT, context) >= 0)
         recurrence: Any = self.decoder.blocks[0].recurrence
         weights_BTS: Tensor = recurrence.aligned(self.embedding(target_BT), own)[1]

@@ -39,6 +39,7 @@ from stemma.nn.attention import Attention, CrossAttention
 from stemma.nn.linear_attention import LinearAttention
 from stemma.nn.mlp import GLU, MLP
 from stemma.nn.relative import RelativeBias
+from stemma.nn.seq2seq import Seq2Seq
 from stemma.nn.stack import Block
 from stemma.train.division import Parallel
 
@@ -212,8 +213,14 @@ def own_square(gradient: Tensor, size: int) -> Tensor:
 
 
 def blocks_of(model: nn.Module) -> Iterator[nn.Module]:
-    """The blocks of a model, wherever they stand in it."""
-    return (module for module in model.modules() if isinstance(module, Block))
+    """The blocks that are gathered one by one; what is in none is gathered with the whole model.
+
+    In a sequence to sequence network gradients reach the encoder by the states that it leaves, not
+    by what its blocks give, and FSDP would not see them come.
+    """
+    if isinstance(model, Seq2Seq):
+        return
+    yield from (module for module in model.modules() if isinstance(module, Block))
 
 
 def sharded_parts(model: nn.Module) -> list[FSDPModule]:
