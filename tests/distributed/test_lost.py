@@ -51,7 +51,7 @@ def group(tmp_path):
         process.stderr.close()
 
 
-@pytest.mark.parametrize("lost", [1, 0])
+@pytest.mark.parametrize("lost", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_the_death_of_one_ends_the_other_by_name(group, lost):
     group[lost].send_signal(signal.SIGKILL)
     other = group[1 - lost]

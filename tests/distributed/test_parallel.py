@@ -39,10 +39,10 @@ FAMILIES = {
 # one of each kind of block; the others, which compose the same blocks, are slow tests
 TYPICAL = {"gru", "decoder", "qwen3", "mixtral", "delta", "t5", "bahdanau"}
 PLANS = [
-    (2, {}),
-    (2, {"shards": 2}),
+    pytest.param(2, {}, marks=pytest.mark.slow),
+    pytest.param(2, {"shards": 2}, marks=pytest.mark.slow),
     (2, {"tensor": 2}),
-    (4, {"shards": 2}),
+    pytest.param(4, {"shards": 2}, marks=pytest.mark.slow),
     (4, {"shards": 2, "tensor": 2}),
 ]
 

@@ -40,7 +40,9 @@ def same(found, wanted):
                 assert row[key] == pytest.approx(value, rel=1e-4), (row["step"], key)
 
 
-@pytest.mark.parametrize("kind", TRAINERS)
+@pytest.mark.parametrize(
+    "kind", ["pretrain", *(pytest.param(k, marks=pytest.mark.slow) for k in [*TRAINERS][1:])]
+)
 def test_two_processes_train_as_one_does(pools, whole, kind):
     folder, wanted = whole(kind)
     for found in pools(2).run(CASE, folder=str(folder), overrides=["out=two"]):

@@ -32,7 +32,9 @@ def test_background_changes_no_bit(trial, unbroken):
     assert trial.results() == unbroken.results() and not trial.leftovers()
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize(
+    "number", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 4))]
+)
 def test_run_killed_in_a_save_goes_on_to_the_same_bits(trial, unbroken, calls, number):
     call = random.Random(f"background {number}").choice(calls)
     fault = shim.torn_at(call.number) if call.writes else shim.killed_before(call.number)
