@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -38,12 +38,23 @@ class World:
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0
+    group: Any = None  # torch's process group; None: that of all processes
 
     @property
     def leads(self) -> bool:
         """Whether this is the process that writes what is written once."""
         return self.rank == 0
+
+    def apart(self) -> "World":
+        """The same processes over connections of their own, for a thread; all must ask.
+
+        Messages of two threads over the same connections would be taken for each other's.
+        """
+        if self.size == 1:
+            return self
+        import torch  # noqa: PLC0415
+
+        return replace(self, group=torch.distributed.new_group(backend="gloo"))
 
     def most(self, number: int) -> int:
         """The largest of the numbers that the processes give; all must ask."""
@@ -52,7 +63,7 @@ class World:
         import torch  # noqa: PLC0415
 
         value = torch.tensor([number])
-        torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MAX)
+        torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MAX, group=self.group)
         return int(value.item())
 
     def gather(self, value: Any) -> list[Any]:
@@ -62,72 +73,29 @@ class World:
         import torch  # noqa: PLC0415
 
         said = json.dumps(value).encode()
-        mine = torch.frombuffer(bytearray(said), dtype=torch.uint8)
-        longest = self.most(len(said))
-        padded = torch.zeros(longest + 8, dtype=torch.uint8)
-        padded[:8] = torch.tensor(list(len(said).to_bytes(8, "big")), dtype=torch.uint8)
-        padded[8 : 8 + len(said)] = mine
-        every = [torch.empty_like(padded) for _ in range(self.size)]
-        torch.distributed.all_gather(every, padded)
-        texts = (bytes(each.tolist()) for each in every)
-        return [json.loads(t[8 : 8 + int.from_bytes(t[:8], "big")]) for t in texts]
+        padded = said.ljust(self.most(len(said)))  # JSON may end in spaces
+        mine = torch.frombuffer(bytearray(padded), dtype=torch.uint8)
+        every = [torch.empty_like(mine) for _ in range(self.size)]
+        torch.distributed.all_gather(every, mine, group=self.group)
+        return [json.loads(each.numpy().tobytes()) for each in every]
 
-    def wait(self) -> None:
-        """Go on when all processes are here."""
-        self.most(0)
+    def told(self, work: Callable[[], Made]) -> Made:
+        """What `work`, a JSON value, gives the leader; the others are told and do nothing.
+
+        What the leader raises is raised by all.
+        """
+        made: Any = together(self, lambda: work() if self.leads else None)[0]
+        found: Made = made
+        return found
 
     def first(self, work: Callable[[], Made]) -> Made:
         """What `work` gives, done by the leader alone and then, when it is done, by the others.
 
         For what is written once and read by all. What the leader raises is raised by all.
         """
-        if self.size == 1:
-            return work()
-        if not self.leads:
-            self._leaders_outcome({})
-            return work()
-        try:
-            made = work()
-        except StemmaError as error:
-            self._leaders_outcome(spelled(error))
-            raise
-        self._leaders_outcome({})
-        return made
-
-    def told(self, work: Callable[[], Made]) -> Made:
-        """What `work`, a JSON value, gives the leader; the others are told and do nothing."""
-        found: list[Made] = []
-        self.lead(lambda: found.append(work()))
-        if self.size == 1:
-            return found[0]
-        told: Made = self.gather(found[0] if found else None)[0]
-        return told
-
-    def lead(self, work: Callable[[], None]) -> None:
-        """Let the leader do some work while the others wait. What it raises is raised by all."""
-        self.first(work if self.leads else lambda: None)
-
-    def _leaders_outcome(self, outcome: dict[str, Any]) -> None:
-        failed = self.gather(outcome)[0]
-        if failed and not self.leads:
-            raise remade(failed)
-
-    def together(self, work: Callable[[], Made]) -> Made:
-        """What `work` gives; where it fails on any process, all raise the first one's error."""
-        if self.size == 1:
-            return work()
-        made, outcome, mine = None, {}, None
-        try:
-            made = work()
-        except StemmaError as error:
-            outcome, mine = spelled(error), error
-        every = self.gather(outcome)
-        if mine is not None:
-            raise mine
-        for rank, other in enumerate(every):
-            if other:
-                raise remade({**other, "what": f"rank {rank}: {other['what']}"})
-        return made  # type: ignore[return-value]
+        made: list[Made] = []
+        self.told(lambda: made.append(work()))
+        return made[0] if made else work()
 
     def agree(self, values: Mapping[str, Any]) -> None:
         """Refuse to go on where the processes have different values (UsageError)."""
@@ -143,6 +111,31 @@ class World:
 
 
 ALONE = World()
+
+
+def together(world: World, work: Callable[[], Made]) -> list[Made]:
+    """What `work`, a JSON value, gives in every process, by rank.
+
+    Where it fails, all raise the error of the first that failed; nobody is left waiting.
+    """
+    if world.size == 1:
+        return [work()]
+    mine: Exception | None = None
+    said: dict[str, Any] = {}
+    try:
+        said["made"] = work()
+    except Exception as error:
+        mine = error
+        known = error if isinstance(error, StemmaError) else StemmaError(repr(error))
+        said["error"] = spelled(known)
+    every = world.gather(said)
+    for rank, one in enumerate(every):
+        if "error" in one:
+            if rank == world.rank and mine is not None:
+                raise mine
+            told = one["error"]
+            raise remade({**told, "what": f"rank {rank}: {told['what']}"}) from mine
+    return [one["made"] for one in every]
 
 
 def spelled(error: StemmaError) -> dict[str, Any]:
@@ -182,8 +175,8 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[World]:
     if not 0 <= rank < size:
         fix = f"ranks of {size} processes are 0 to {size - 1}"
         raise UsageError(f"no such rank ({rank} of {size})", place="RANK", fix=fix)
-    local = number_of("LOCAL_RANK", environment) if "LOCAL_RANK" in environment else rank
-    world, signs = World(rank, size, local), meet(World(rank, size, local), environment)
+    world = World(rank, size)
+    signs = meet(world, environment)
     signs.start()
     try:
         yield world
@@ -218,7 +211,6 @@ def of_the_group(error: BaseException) -> bool:
 def meet(world: World, environment: Mapping[str, str]) -> "Signs":
     """Join the process group, and say where each process is."""
     import torch.distributed as dist  # noqa: PLC0415
-    from torch.distributed.distributed_c10d import PrefixStore  # noqa: PLC0415
     from torch.distributed.rendezvous import rendezvous  # noqa: PLC0415
 
     host, port = environment.get("MASTER_ADDR", ""), number_of("MASTER_PORT", environment)
@@ -226,18 +218,7 @@ def meet(world: World, environment: Mapping[str, str]) -> "Signs":
     patience = timedelta(seconds=MEET)
     try:
         # asks torchrun's own store where there is one, else rank 0 opens it
-        store, _, _ = next(
-            rendezvous(
-                f"tcp://{host}:{port}?rank={world.rank}&world_size={world.size}"
-                if environment is not os.environ
-                else "env://",
-                world.rank,
-                world.size,
-                timeout=patience,
-            )
-        )
-        attempt = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
-        store = PrefixStore(f"stemma/{attempt}", store)
+        store, _, _ = next(rendezvous(f"tcp://{where}", world.rank, world.size, timeout=patience))
         signs = Signs(world, store, where)
         signs.introduce()
         dist.init_process_group(

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from stemma import api
 from stemma.core.distributed import World
-from stemma.core.errors import UsageError
 from stemma.data.batches import Order
 from stemma.data.tokenizer import Tokenizer
 from stemma.pipeline.rows import NoRows, RowFile
@@ -61,13 +60,6 @@ def write_final(world: World, spread: Any, tokenizer: Tokenizer, folder: Path) -
         spread.model.to("cpu")
     else:
         state = spread.whole()
-    world.lead(
+    world.told(
         lambda: api.save(spread.model, tokenizer, folder, format="hf", overwrite=True, state=state)
     )
-
-
-def require_alone(world: World, name: str) -> None:
-    """Refuse a stage that does not know how to share its work (UsageError)."""
-    if world.size > 1:
-        what = f"a stage of this kind runs in one process ({world.size} were started)"
-        raise UsageError(what, place=name, fix="run it without torchrun")

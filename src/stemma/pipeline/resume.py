@@ -48,8 +48,10 @@ def find_start(
     Raises ModelError, naming what differs with both values, where it is not one of this stage.
     """
     steps_folder = work.folder / "steps"
-    checkpoint.clear_leftovers(steps_folder)
-    found, damaged = checkpoint.newest_checkpoint(steps_folder)
+    if work.world.leads:
+        checkpoint.clear_leftovers(steps_folder)
+    found, damaged = checkpoint.newest_checkpoint(steps_folder, world=work.world)
+    damaged = damaged if work.world.leads else []  # it is told once
     for error in damaged:
         what = "set aside a damaged checkpoint, as STEP.damaged: %s: %s"
         LOG.warning(what, error.place, error.what)
@@ -63,8 +65,9 @@ def find_start(
     require_same_method(work, found, method)
     tell_of_machine(work, found)
     world_size = found.manifest.get("world_size", 1)
-    if world_size != 1:
-        LOG.info("%s: written by %d processes, read by 1", work.name, world_size)
+    if world_size != work.world.size:
+        what = "%s: written by %d processes, read by %d"
+        LOG.info(what, work.name, world_size, work.world.size)
     resets = list(found.state.get("data_resets", []))
     now = data_reset(work, found, fingerprints)
     if now is not None:

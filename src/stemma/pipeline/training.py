@@ -334,13 +334,10 @@ def begin(
         "tokenizer": tokenizer.fingerprint,
     }
     train_only(model, stage.trainable, place=f"{work.name}: trainable")
-    world, kept_as = work.world, method(stage, work)
-    spread = spread_over(
-        world, stage.parallel, model, rows=rows, place=f"{work.name}: batch_tokens"
-    )
+    world, place = work.world, f"{work.name}: batch_tokens"
+    spread = spread_over(world, stage.parallel, model, rows=rows, place=place)
     optimizer = optimizer_for(model, stage.optimizer, learning_rate=stage.learning_rate)
-    # the leader sets damaged checkpoints aside before the others look
-    start = world.first(lambda: find_start(work, fingerprints, network(model), kept_as))
+    start = find_start(work, fingerprints, network(model), method(stage, work))
     if start.found is None or start.reset:
         require_batch(stage, work.name, plan)
     if start.step > num_steps:

@@ -31,13 +31,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stemma.core.distributed import ALONE
+from stemma.core.distributed import ALONE, World
 from stemma.core.errors import ModelError, UsageError
 from stemma.core.files import resource_error, sha256_file
 from stemma.train.reader import AGAIN, Reader
 from stemma.train.rule import kept_states
 from stemma.train.saving import FORMAT_VERSION, Save, write
-from stemma.train.snapshot import Processes, take, together
+from stemma.train.snapshot import take
 
 STEP = re.compile(r"\d{8}")
 ASIDE = re.compile(r"\.(\d{8})\.\d+\.aside")  # a step's folder while its successor is renamed
@@ -74,7 +74,7 @@ def save_checkpoint(
     state: dict[str, Any],
     fingerprints: dict[str, str],
     *,
-    world: Processes = ALONE,
+    world: World = ALONE,
     parallel: dict[str, Any] | None = None,
     more: Mapping[str, Tensor] | None = None,
 ) -> Path:
@@ -161,7 +161,7 @@ def checkpoints(steps_folder: Path) -> list[Path]:
 
 
 def newest_checkpoint(
-    steps_folder: Path, *, world: Processes = ALONE
+    steps_folder: Path, *, world: World = ALONE
 ) -> tuple[Checkpoint | None, list[ModelError]]:
     """The newest checkpoint that verifies, and what was wrong with newer ones passed over.
 
@@ -172,13 +172,11 @@ def newest_checkpoint(
         return newest_sound(steps_folder)
 
     def look() -> dict[str, Any]:
-        if world.rank:
-            return {}
         found, damaged = newest_sound(steps_folder)
         told = [(one.what, one.place, one.fix) for one in damaged]
         return {"name": found.folder.name if found else "", "damaged": told}
 
-    said = together(world, look)[0]
+    said = world.told(look)
     damaged = [ModelError(what, place=place, fix=fix) for what, place, fix in said["damaged"]]
     folder = steps_folder / said["name"]
     return (open_checkpoint(folder, verify=False) if said["name"] else None), damaged

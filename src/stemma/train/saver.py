@@ -7,10 +7,8 @@ have lost the newest save, and never one that another had followed.
 """
 
 import copy
-import json
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -20,12 +18,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from stemma.core.config import StrictModel
-from stemma.core.distributed import ALONE
+from stemma.core.distributed import ALONE, World
 from stemma.core.errors import ResourceError
 from stemma.core.progress import LOG
 from stemma.train.checkpoint import named_state, retain
 from stemma.train.saving import Save, write
-from stemma.train.snapshot import Processes, Snapshot, take
+from stemma.train.snapshot import Snapshot, take
 
 AT_MOST = 10.0  # seconds that leaving now waits for a thread that was told to end
 
@@ -45,30 +43,6 @@ class Saving(StrictModel):
     )
 
 
-@dataclass(frozen=True)
-class Apart:
-    """The same processes over connections of their own, so that a thread can use them.
-
-    Messages of two threads over the same connections would be taken for each other's.
-    """
-
-    rank: int
-    size: int
-    group: Any
-
-    def gather(self, value: Any) -> list[Any]:
-        """The JSON values of all processes, by rank; all must ask."""
-        said = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        torch.distributed.all_gather(sizes, torch.tensor([said.numel()]), group=self.group)
-        longest = max(int(size) for size in sizes)
-        every = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
-        padded = nn.functional.pad(said, (0, longest - said.numel()))
-        torch.distributed.all_gather(every, padded, group=self.group)
-        texts = zip(every, sizes, strict=True)
-        return [json.loads(text[: int(size)].numpy().tobytes()) for text, size in texts]
-
-
 class Saver:
     """Saves under one folder; a context that does not end before the save under way has.
 
@@ -82,12 +56,10 @@ class Saver:
         saving: Saving,
         *,
         keep: int = 2,
-        world: Processes = ALONE,
+        world: World = ALONE,
     ) -> None:
-        self.steps_folder, self.saving, self.keep, self.world = steps_folder, saving, keep, world
-        if saving.background and world.size > 1:
-            group = torch.distributed.new_group(backend="gloo")
-            self.world = Apart(world.rank, world.size, group)
+        self.steps_folder, self.saving, self.keep = steps_folder, saving, keep
+        self.world = world.apart() if saving.background else world
         self._buffers: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._done, self._left = threading.Event(), threading.Event()
@@ -173,7 +145,7 @@ class Saver:
     def _write(self, snapshot: Snapshot, save: Save) -> None:
         try:
             write(snapshot, save, self.world)
-            if self.world.rank == 0:
+            if self.world.leads:
                 retain(self.steps_folder, keep=self.keep)
         except Exception as error:
             self._error = error

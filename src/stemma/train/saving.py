@@ -16,10 +16,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from stemma.core.distributed import ALONE
+from stemma.core.distributed import ALONE, World, together
 from stemma.core.files import make_folder, resource_error, sync_folder
 from stemma.train.shard import shard_name, write_shard, write_synced
-from stemma.train.snapshot import Processes, Snapshot, require_finite, together
+from stemma.train.snapshot import Snapshot, require_finite
 
 FORMAT_VERSION = 1
 
@@ -45,7 +45,7 @@ class Save:
         return self.steps_folder / f".{self.final.name}.{process}.{ending}"
 
 
-def write(snapshot: Snapshot, save: Save, world: Processes = ALONE) -> Path:
+def write(snapshot: Snapshot, save: Save, world: World = ALONE) -> Path:
     """Write what was taken at the end of a step; returns the checkpoint's folder.
 
     Raises DivergedError, writing nothing, where a value is not finite, and ResourceError where the
@@ -56,29 +56,24 @@ def write(snapshot: Snapshot, save: Save, world: Processes = ALONE) -> Path:
         partial = save.hidden(process, "partial")
         every = together(world, lambda: write_own(partial, snapshot, save, world))
         files = {name: about for one in every for name, about in one.items()}
-        together(world, lambda: commit(partial, snapshot, save, files) if leads(world) else None)
+        together(world, lambda: commit(partial, snapshot, save, files) if world.leads else None)
     except Exception:
-        if leads(world):
+        if world.leads:
             give_up(save)
         raise
-    if leads(world):
+    if world.leads:
         shutil.rmtree(save.hidden(process, "aside"), ignore_errors=True)
     return save.final
 
 
-def leads(world: Processes) -> bool:
-    """Whether this process writes what is written once."""
-    return world.rank == 0
-
-
-def begin(snapshot: Snapshot, save: Save, world: Processes) -> int:
+def begin(snapshot: Snapshot, save: Save, world: World) -> int:
     """Look at the values, and make the hidden folder; returns the process it is named for."""
     require_finite(snapshot.tensors, save.state["step"])
     process = os.getpid()
     partial = save.hidden(process, "partial")
     with refusals(save, partial, partial):
         save.first()
-        if leads(world):
+        if world.leads:
             shutil.rmtree(partial, ignore_errors=True)
             make_folder(save.steps_folder)
             partial.mkdir()
@@ -86,7 +81,7 @@ def begin(snapshot: Snapshot, save: Save, world: Processes) -> int:
 
 
 def write_own(
-    partial: Path, snapshot: Snapshot, save: Save, world: Processes
+    partial: Path, snapshot: Snapshot, save: Save, world: World
 ) -> dict[str, dict[str, Any]]:
     """Write this process's file; returns its entry in the manifest."""
     name = shard_name(world.rank)

@@ -5,31 +5,20 @@ that are not spread over them, one of them writes: from the largest box to the s
 the least to write so far. All processes come to the same division, since all know the same.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from stemma.core.distributed import remade, spelled
-from stemma.core.errors import DivergedError, StemmaError, UsageError
+from stemma.core.distributed import World, together
+from stemma.core.errors import DivergedError, UsageError
 from stemma.train.shard import shard_name
 from stemma.train.slices import Box, own_part, pieces_of
 
-Made = TypeVar("Made")
 Layout = dict[str, dict[str, Any]]  # of one process: each tensor's shape, dtype and boxes
-
-
-class Processes(Protocol):
-    """Those that save together; `stemma.core.distributed.World` is one such."""
-
-    @property
-    def rank(self) -> int: ...
-    @property
-    def size(self) -> int: ...
-    def gather(self, value: Any) -> list[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -40,34 +29,8 @@ class Snapshot:
     entries: dict[str, dict[str, Any]]  # of the manifest, for the tensors of all processes
 
 
-def together(world: Processes, work: Callable[[], Made]) -> list[Made]:
-    """What `work`, a JSON value, gives in every process, by rank.
-
-    Where it fails, all raise the error of the first that failed; nobody is left waiting.
-    """
-    if world.size == 1:
-        return [work()]
-    mine: Exception | None = None
-    said: dict[str, Any] = {}
-    try:
-        said["made"] = work()
-    except Exception as error:
-        mine = error
-        known = error if isinstance(error, StemmaError) else StemmaError(repr(error))
-        said["error"] = spelled(known)
-    every = world.gather(said)
-    for rank, one in enumerate(every):
-        if "error" in one:
-            if rank == world.rank and mine is not None:
-                raise mine
-            told = remade(one["error"])
-            what = f"rank {rank}: {told.what}"
-            raise type(told)(what, place=told.place, fix=told.fix) from mine
-    return [one["made"] for one in every]
-
-
 def take(
-    tensors: Mapping[str, Any], world: Processes, buffers: dict[str, Tensor] | None = None
+    tensors: Mapping[str, Any], world: World, buffers: dict[str, Tensor] | None = None
 ) -> Snapshot:
     """What this process is to write of tensors, some of which may be DTensors.
 
