@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from stemma import api
 from stemma.core.seeds import generator_for
 from stemma.nn.context import Context
+from stemma.pipeline.processes import spread_over
 from stemma.train.division import Parallel
-from stemma.train.parallel import distribute, group_of
 from stemma.train.pretrain import pushed_by
 
 ROWS, TIME, VOCABULARY = 8, 12, 37
@@ -60,14 +60,14 @@ def trained(world, family, numbers, *, plan, steps=3, micro=2):
     Each micro-batch has `micro` rows, so that what depends on one (a balance loss) is alike
     whatever the number of processes.
     """
-    model, group = network(family, numbers), group_of(world, Parallel(**plan), "cpu")
-    spread = distribute(model, group)
+    model = network(family, numbers)
+    spread = spread_over(world, Parallel(**plan), model, rows=ROWS, place="")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
-    rows, found = ROWS // group.data_size, []
+    rows, found = ROWS // spread.parts, []
     for step in range(steps):
         model.train()
         optimizer.zero_grad()
-        mine = [part[group.data_rank * rows :][:rows] for part in tokens(step)]
+        mine = [part[spread.part * rows :][:rows] for part in tokens(step)]
         cuts = [[part[c : c + micro] for part in mine] for c in range(0, rows, micro)]
         counted = sum(int((cut[1] != -100).sum()) for cut in cuts)
         (everywhere,) = spread.sums(counted)

@@ -31,7 +31,7 @@ from stemma.data.order import samples_of
 from stemma.data.tokenizer import Tokenizer
 from stemma.nn.select import train_only
 from stemma.pipeline import regime
-from stemma.pipeline.processes import own_order, rest, row_file, spread_over, write_final
+from stemma.pipeline.processes import row_file, spread_over, write_final
 from stemma.pipeline.records import settings
 from stemma.pipeline.resume import find_start
 from stemma.pipeline.rows import NoRows, RowFile
@@ -40,7 +40,7 @@ from stemma.train import checkpoint
 from stemma.train.average import Ema
 from stemma.train.division import Parallel
 from stemma.train.guard import Guard
-from stemma.train.loop import LossSum, fit
+from stemma.train.loop import LossSum, Together, fit
 from stemma.train.memory import Memory
 from stemma.train.optimizer import AdamW, OptimizerNumbers, optimizer_for
 from stemma.train.precision import Precision
@@ -212,7 +212,7 @@ class Training:
     num_steps: int
     metrics: RowFile | NoRows
     samples: RowFile | NoRows
-    spread: Any
+    spread: Together
     data_resets: list[dict[str, Any]]
     saver: Saver
     memory: Memory = field(default_factory=Memory)
@@ -439,7 +439,7 @@ def train(
                         regime.scoring(training.model, training.memory),
                     ):
                         act()
-                        rest(training.spread)
+                        training.spread.rest()
             asked = work.world.most(
                 request.number
             )  # looked at once: what comes later waits for the next step
@@ -463,7 +463,7 @@ def batches(training: Training, order: Order, windows: Windows) -> Generator[lis
     stage = training.stage
     return windows(
         training.store,
-        own_order(order, training.spread),
+        order.of_part(training.spread.part, training.spread.parts),
         first_step=training.step,
         steps=training.num_steps,
         rows=micro_rows(stage),
@@ -565,7 +565,8 @@ def add_samples(
 def write_model(training: Training) -> None:
     """Leave `final/`, a Hugging Face folder of what was trained."""
     work = training.work
-    write_final(work.world, training.spread, training.tokenizer, work.folder / "final")
+    final, spread = work.folder / "final", training.spread
+    write_final(work.world, training.model, spread, training.tokenizer, final)
 
 
 def summary(training: Training) -> dict[str, Any]:

@@ -12,7 +12,7 @@ and it is decided whether the step is taken (`stemma.train.guard`).
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar
+from typing import ClassVar, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -51,8 +51,12 @@ LossSum = Callable[[nn.Module, MicroBatch], Tensor | Parts]
 
 
 class Together(Protocol):
-    """Those that take a step together, each with its part of the window."""
+    """Those that take a step together, each with its part of the window: `part` of `parts`."""
 
+    @property
+    def part(self) -> int: ...
+    @property
+    def parts(self) -> int: ...
     def sums(self, *numbers: float) -> list[float]:
         """Sums over all parts."""
 
@@ -62,12 +66,20 @@ class Together(Protocol):
     def clip(self, limit: float) -> Tensor:
         """Make the gradient that of all, and its norm at most `limit`; returns its norm."""
 
+    def rest(self) -> None:
+        """Put the weights in their place after a pass that learned nothing."""
+
+    def whole(self) -> dict[str, Tensor]:
+        """The weights of all, on the CPU; none of them trains after it."""
+
 
 @dataclass(frozen=True)
 class Alone:
     """A process that takes its steps by itself."""
 
     model: nn.Module
+    part: ClassVar[int] = 0
+    parts: ClassVar[int] = 1
 
     def sums(self, *numbers: float) -> list[float]:
         return list(numbers)
@@ -77,6 +89,12 @@ class Alone:
 
     def clip(self, limit: float) -> Tensor:
         return nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+
+    def rest(self) -> None:
+        return None
+
+    def whole(self) -> dict[str, Tensor]:
+        return self.model.to("cpu").state_dict()
 
 
 def accumulate(

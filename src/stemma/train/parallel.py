@@ -15,7 +15,6 @@ Axes: B batch, T time, H heads, C model width, F inner width
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,7 +24,6 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     FSDPModule,
-    MixedPrecisionPolicy,
     OffloadPolicy,
     fully_shard,
     register_fsdp_forward_method,
@@ -33,7 +31,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from stemma.core.distributed import ALONE, World
+from stemma.core.distributed import World
 from stemma.core.errors import UsageError
 from stemma.nn.attention import Attention, CrossAttention
 from stemma.nn.linear_attention import LinearAttention
@@ -48,130 +46,92 @@ AXES = (*DATA, "tensor")
 ENTRIES = ("hidden", "encode", "decode")  # methods by which a pass may begin, besides forward
 
 
-@dataclass(frozen=True)
-class Group:
-    """A process's place among those it trains with: what is summed over whom."""
-
-    world: World
-    plan: Parallel
-    mesh: DeviceMesh | None = None
-
-    @cached_property
-    def data_rank(self) -> int:
-        """Which part of every batch this process reads."""
-        if self.mesh is None:
-            return 0
-        replica, shard = (self.mesh.get_local_rank(axis) for axis in DATA)
-        return replica * self.mesh["shard"].size() + shard
-
-    @cached_property
-    def data_size(self) -> int:
-        """In how many parts a batch is read."""
-        return 1 if self.mesh is None else self.mesh["replica"].size() * self.mesh["shard"].size()
-
-    @cached_property
-    def data_group(self) -> ProcessGroup:
-        """The processes that read the other parts of the same batch."""
-        assert self.mesh is not None
-        if self.mesh["tensor"].size() == 1:
-            return torch.distributed.group.WORLD  # type: ignore[return-value]
-        return self.mesh[DATA]._flatten("data").get_group()
-
-    def sums(self, *numbers: float) -> list[float]:
-        """Sums over all parts of the batch, in fp64."""
-        if self.mesh is None:
-            return list(numbers)
-        values = torch.tensor(numbers, dtype=torch.float64)
-        torch.distributed.all_reduce(values, group=self.data_group)
-        return [float(value) for value in values]
-
-
-def group_of(world: World, plan: Parallel, device_type: str) -> Group:
+def mesh_of(world: World, plan: Parallel, device_type: str) -> DeviceMesh:
     """The mesh of a plan. Raises UsageError where the processes do not divide."""
-    if world.size == 1:
-        plan.replicas(1)
-        return Group(ALONE, plan)
     shape = (plan.replicas(world.size), plan.shards, plan.tensor)
-    mesh = init_device_mesh(device_type, shape, mesh_dim_names=AXES)
-    return Group(world, plan, mesh)
+    return init_device_mesh(device_type, shape, mesh_dim_names=AXES)
 
 
-def parts_of(rows: int, group: Group, *, place: str) -> int:
-    """The rows of a batch that one process reads. Raises UsageError where they do not divide."""
-    if rows % group.data_size:
-        low = max(1, rows // group.data_size) * group.data_size
-        what = f"a batch of {rows} samples is no multiple of {group.data_size} processes that read"
-        fix = f"use {low} or {low + group.data_size} samples a step"
-        raise UsageError(what, place=place, fix=fix)
-    return rows // group.data_size
+def distribute(model: nn.Module, mesh: DeviceMesh, *, offload: bool = False) -> "Spread":
+    """Spread a model over the mesh, in place. Its parameters keep their names.
 
-
-def distribute(
-    model: nn.Module, group: Group, *, precision: MixedPrecisionPolicy | None = None
-) -> "Spread":
-    """Spread a model over the group, in place. Its parameters keep their names.
-
-    Raises UsageError where heads or hidden units do not divide by the tensor ranks.
+    With `offload` what is sharded lies in the CPU's memory. Raises UsageError where heads or hidden
+    units do not divide by the tensor ranks.
     """
-    if group.mesh is None:
-        return Spread(model, group)
-    partly_used = share_layers(model, group.mesh["tensor"]) if group.plan.tensor > 1 else ()
-    settings: dict[str, Any] = {
-        "mesh": group.mesh[DATA],
-        "mp_policy": precision or MixedPrecisionPolicy(),
-        "offload_policy": CPUOffloadPolicy() if group.plan.offload else OffloadPolicy(),
-    }
+    tensor_ranks = mesh["tensor"]
+    partly_used = share_layers(model, tensor_ranks) if tensor_ranks.size() > 1 else ()
+    policy = CPUOffloadPolicy() if offload else OffloadPolicy()
     for block in blocks_of(model):
-        fully_shard(block, **settings)
-    fully_shard(model, **settings)
+        fully_shard(block, mesh=mesh[DATA], offload_policy=policy)
+    fully_shard(model, mesh=mesh[DATA], offload_policy=policy)
     for name in ENTRIES:
         if hasattr(model, name):
             register_fsdp_forward_method(model, name)
-    for part in sharded_parts(model):
+    sharded = tuple(module for module in model.modules() if isinstance(module, FSDPModule))
+    for module in sharded:
         # the loss is divided by the tokens of all processes: gradients are summed, not averaged
-        part.set_gradient_divide_factor(1.0)
-        part.set_force_sum_reduction_for_comms(True)
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
         # memory that a pass for scoring were the first to take could not be trained in
-        part.unshard()
-        part.reshard()
-    return Spread(model, group, partly_used)
+        module.unshard()
+        module.reshard()
+    return Spread(model, mesh, sharded, partly_used, data_group_of(mesh))
+
+
+def data_group_of(mesh: DeviceMesh) -> ProcessGroup | None:
+    """The processes that read the other parts of the same batch; None where they are all."""
+    return None if mesh["tensor"].size() == 1 else mesh[DATA]._flatten("data").get_group()
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A model spread over a group, as the loop meets it.
+    """A model spread over a mesh of processes, as a stage and its loop meet it.
 
-    `partly_used` names parameters that each tensor rank uses for its own heads alone.
+    `sharded` are the modules that FSDP gathers one by one; `partly_used` names parameters that each
+    tensor rank uses for its own heads alone; `data_group` are those with other samples.
     """
 
     model: nn.Module
-    group: Group
-    partly_used: tuple[str, ...] = ()
+    mesh: DeviceMesh
+    sharded: tuple[FSDPModule, ...]
+    partly_used: tuple[str, ...]
+    data_group: ProcessGroup | None
+
+    @property
+    def part(self) -> int:
+        """Which part of every batch this process reads."""
+        replica, shard = (self.mesh.get_local_rank(axis) for axis in DATA)
+        return replica * self.mesh["shard"].size() + shard
+
+    @property
+    def parts(self) -> int:
+        """In how many parts a batch is read."""
+        return self.mesh["replica"].size() * self.mesh["shard"].size()
 
     def sums(self, *numbers: float) -> list[float]:
         """Sums over all parts of the batch, in fp64."""
-        return self.group.sums(*numbers)
+        values = torch.tensor(numbers, dtype=torch.float64)
+        torch.distributed.all_reduce(values, group=self.data_group)
+        return [float(value) for value in values]
 
     def begin_backward(self, *, last: bool) -> None:
         """Say whether the coming pass is the last of its step: only then replicas sum up."""
-        for part in sharded_parts(self.model):
-            part.set_requires_all_reduce(last, recurse=False)
-            part.set_is_last_backward(last)
+        for module in self.sharded:
+            module.set_requires_all_reduce(last, recurse=False)
+            module.set_is_last_backward(last)
 
     def clip(self, limit: float) -> Tensor:
         """Scale the gradient of all processes to a norm of at most `limit`; returns its norm.
 
         Infinite and undefined numbers come back as they are, on every process alike.
         """
-        if self.group.mesh is None:
-            return nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        tensor_ranks = self.group.mesh["tensor"]
         for name in self.partly_used:
             gradient = self.model.get_parameter(name).grad
             if gradient is not None:
-                torch.distributed.all_reduce(local(gradient), group=tensor_ranks.get_group())
+                ranks = self.mesh["tensor"].get_group()
+                torch.distributed.all_reduce(local(gradient), group=ranks)
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        square = sum(own_square(gradient, self.group.world.size) for gradient in gradients)
+        square = sum(own_square(gradient, self.mesh.size()) for gradient in gradients)
         total = torch.as_tensor(square, dtype=torch.float64)
         torch.distributed.all_reduce(total)
         norm = total.sqrt()
@@ -181,9 +141,9 @@ class Spread:
         return norm
 
     def rest(self) -> None:
-        """Give back what a pass without gradients gathered."""
-        for part in sharded_parts(self.model):
-            part.reshard()
+        """Give back what a pass without gradients gathered: weights are then in their place."""
+        for module in self.sharded:
+            module.reshard()
 
     def whole(self) -> dict[str, Tensor]:
         """Every parameter and buffer in full, on the CPU; all processes must ask."""
@@ -223,11 +183,6 @@ def blocks_of(model: nn.Module) -> Iterator[nn.Module]:
     yield from (module for module in model.modules() if isinstance(module, Block))
 
 
-def sharded_parts(model: nn.Module) -> list[FSDPModule]:
-    """The modules that are sharded by themselves."""
-    return [module for module in model.modules() if isinstance(module, FSDPModule)]
-
-
 def share_layers(model: nn.Module, mesh: DeviceMesh) -> tuple[str, ...]:
     """Give each rank of the mesh its heads and hidden units; the rest stays whole on all.
 
@@ -240,9 +195,9 @@ def share_layers(model: nn.Module, mesh: DeviceMesh) -> tuple[str, ...]:
         if isinstance(layer, RelativeBias):
             partly_used.append(f"{name}.weight")
         if isinstance(layer, Attention):
-            heads = [*layer.query_norm.named_parameters(), *layer.key_norm.named_parameters()]
-            names = (f"{norm}_norm.{each}" for norm in ("query", "key") for each, _ in heads)
-            partly_used += [f"{name}.{each}" for each in dict.fromkeys(names)]
+            for norm in ("query_norm", "key_norm"):
+                own = layer.get_submodule(norm).named_parameters(prefix=f"{name}.{norm}")
+                partly_used += [each for each, _ in own]
     return tuple(partly_used)
 
 
