@@ -9,8 +9,9 @@ import torch
 from stemma import api
 from stemma.core.errors import DivergedError, UsageError
 from stemma.pipeline import pretrain, records
+from stemma.pipeline.keys import LATER, UNSEEN
 from stemma.pipeline.regime import flops_of
-from stemma.pipeline.training import LATER, UNSEEN, method
+from stemma.pipeline.training import method
 from stemma.pipeline.work import Work
 from stemma.train.checkpoint import checkpoints, open_checkpoint, read_tensor
 from tests.models.test_names import golden

@@ -40,7 +40,7 @@ from stemma.data.store import Row, TokenStore, in_memory, open_store, write_rows
 from stemma.data.tokenizer import Tokenizer
 from stemma.eval.labels import Labelling, labelling
 from stemma.infer.encoders import label
-from stemma.pipeline import regime
+from stemma.pipeline import keys
 from stemma.pipeline import training as shared
 from stemma.pipeline.encoders import labelling as labelling_heads
 from stemma.pipeline.encoders import with_heads
@@ -72,8 +72,8 @@ class ClassifyStage(StrictModel):
 
     REFERENCES: ClassVar[dict[str, tuple[str, ...]]] = {"init": ("masked", "classify")}
     FILES: ClassVar[tuple[str, ...]] = ("inputs", "heldout")
-    UNSEEN: ClassVar[frozenset[str]] = shared.UNSEEN
-    DATA: ClassVar[frozenset[str]] = shared.LENGTHS | {
+    UNSEEN: ClassVar[frozenset[str]] = keys.UNSEEN
+    DATA: ClassVar[frozenset[str]] = keys.LENGTHS | {
         "inputs",
         "passages",
         "bad_lines",
@@ -107,33 +107,33 @@ class ClassifyStage(StrictModel):
     examples: int | None = Field(
         default=None, ge=2, description="examples to train on, of all labels alike; default: all"
     )
-    context: shared.Context
+    context: keys.Context
     epochs: int | None = Field(default=None, ge=1, description="passes over the examples")
-    tokens: shared.Tokens
-    steps: shared.Steps
-    batch_tokens: shared.BatchTokens
-    micro_batch_tokens: shared.MicroBatchTokens
-    learning_rate: shared.LearningRate
-    schedule: shared.RateSchedule
-    optimizer: shared.Optimizer
-    clip: shared.Clip
-    trainable: shared.Trainable
-    precision: regime.Precise
-    compile: regime.Compile
-    recompute: regime.RecomputeSetting
-    ema: regime.Averaging
-    guard: regime.Guarding
-    statistics: regime.StatisticsSetting
-    profile: regime.Profiling
+    tokens: keys.Tokens
+    steps: keys.Steps
+    batch_tokens: keys.BatchTokens
+    micro_batch_tokens: keys.MicroBatchTokens
+    learning_rate: keys.LearningRate
+    schedule: keys.RateSchedule
+    optimizer: keys.Optimizer
+    clip: keys.Clip
+    trainable: keys.Trainable
+    precision: keys.Precise
+    compile: keys.Compile
+    recompute: keys.RecomputeSetting
+    ema: keys.Averaging
+    guard: keys.Guarding
+    statistics: keys.StatisticsSetting
+    profile: keys.Profiling
     watch: Watch = Field(default=Watch(), description="held-out scores along training")
     samples: Shown = Field(default=Shown(), description="held-out texts labelled along training")
-    checkpoint_every: shared.CheckpointEvery
-    keep_checkpoints: shared.KeepCheckpoints
-    saving: shared.SavingSetting
-    parallel: shared.Processes
-    workers: shared.Workers
-    device: shared.Device
-    minutes: shared.Minutes
+    checkpoint_every: keys.CheckpointEvery
+    keep_checkpoints: keys.KeepCheckpoints
+    saving: keys.SavingSetting
+    parallel: keys.Processes
+    workers: keys.Workers
+    device: keys.Device
+    minutes: keys.Minutes
 
     @model_validator(mode="after")
     def _agrees(self) -> "ClassifyStage":
@@ -143,7 +143,7 @@ class ClassifyStage(StrictModel):
             raise ValueError("heldout and holdout exclude each other")
         if self.context < 4:
             raise ValueError(f"context ({self.context}) has no room for a text among its marks")
-        shared.check_batches(self)
+        keys.check_batches(self)
         return self
 
     @property

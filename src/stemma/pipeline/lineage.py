@@ -34,6 +34,7 @@ from stemma.eval.decoding import decode_costs
 from stemma.eval.ngram import NgramModel
 from stemma.interop.json_file import read_object
 from stemma.nn.initial import EMBEDDINGS
+from stemma.pipeline import keys
 from stemma.pipeline import training as shared
 from stemma.pipeline.pretrain import PretrainStage, prepare_model
 from stemma.pipeline.training import Training
@@ -72,7 +73,7 @@ class LineageStage(StrictModel):
         "corpus": ("curate",),
         "tokenizer": ("tokenizer",),
     }
-    UNSEEN: ClassVar[frozenset[str]] = shared.UNSEEN
+    UNSEEN: ClassVar[frozenset[str]] = keys.UNSEEN
 
     kind: Literal["lineage"] = Field(description="the kind of stage")
     corpus: str = Field(description="the curate stage to train on")
@@ -80,9 +81,9 @@ class LineageStage(StrictModel):
     networks: dict[str, dict[str, Any]] = Field(
         min_length=2, description="networks by name: a family or preset, and numbers"
     )
-    context: shared.Context
+    context: keys.Context
     tokens: int = Field(ge=1, description="tokens of a whole trial, rounded up to steps")
-    batch_tokens: shared.BatchTokens
+    batch_tokens: keys.BatchTokens
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         min_length=1, description="peak learning rates to choose from"
     )
@@ -93,16 +94,16 @@ class LineageStage(StrictModel):
     initial: Literal["gpt-2", "fan-in"] = Field(
         default="fan-in", description="rule of the first weights, one for all networks"
     )
-    schedule: shared.RateSchedule
-    optimizer: shared.Optimizer
-    clip: shared.Clip
+    schedule: keys.RateSchedule
+    optimizer: keys.Optimizer
+    clip: keys.Clip
     watch_bytes: int = Field(default=32 << 10, ge=1, description="held-out text along training")
     watch_points: int = Field(default=8, ge=1, description="scores along a trial")
     score_bytes: int = Field(default=128 << 10, ge=1, description="held-out text of final scores")
     decode: Decode = Field(default=Decode(), description="cost of decoding")
-    checkpoint_every: shared.CheckpointEvery
-    device: shared.Device
-    minutes: shared.Minutes
+    checkpoint_every: keys.CheckpointEvery
+    device: keys.Device
+    minutes: keys.Minutes
 
     @model_validator(mode="after")
     def _agrees(self) -> "LineageStage":

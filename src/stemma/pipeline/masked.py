@@ -26,7 +26,7 @@ from stemma.data.store import TokenStore, in_memory, open_store, write_rows
 from stemma.data.tokenizer import Tokenizer
 from stemma.eval.foretold import Foretelling, foretelling, unigram
 from stemma.infer.encoders import fill
-from stemma.pipeline import regime
+from stemma.pipeline import keys, regime
 from stemma.pipeline import training as shared
 from stemma.pipeline.encoders import MASKED, with_heads
 from stemma.pipeline.training import Training
@@ -73,8 +73,8 @@ class MaskedStage(StrictModel):
         "tokenizer": ("tokenizer",),
         "init": ("masked",),
     }
-    UNSEEN: ClassVar[frozenset[str]] = shared.UNSEEN
-    DATA: ClassVar[frozenset[str]] = shared.LENGTHS | {"corpus"}
+    UNSEEN: ClassVar[frozenset[str]] = keys.UNSEEN
+    DATA: ClassVar[frozenset[str]] = keys.LENGTHS | {"corpus"}
     DATA_INPUTS: ClassVar[tuple[str, ...]] = ("corpus", "tokenizer")
 
     kind: Literal["masked"] = Field(description="the kind of stage")
@@ -87,33 +87,33 @@ class MaskedStage(StrictModel):
         default=None, description="an encoder to go on from, with its tokenizer"
     )
     masking: Masking = Field(default=Masking(), description="which tokens are foretold")
-    context: shared.Context
-    tokens: shared.Tokens
-    steps: shared.Steps
-    batch_tokens: shared.BatchTokens
-    micro_batch_tokens: shared.MicroBatchTokens
-    learning_rate: shared.LearningRate
-    schedule: shared.RateSchedule
-    optimizer: shared.Optimizer
-    clip: shared.Clip
-    trainable: shared.Trainable
-    precision: regime.Precise
-    compile: regime.Compile
-    recompute: regime.RecomputeSetting
-    z_loss: regime.ZLoss
-    ema: regime.Averaging
-    guard: regime.Guarding
-    statistics: regime.StatisticsSetting
-    profile: regime.Profiling
+    context: keys.Context
+    tokens: keys.Tokens
+    steps: keys.Steps
+    batch_tokens: keys.BatchTokens
+    micro_batch_tokens: keys.MicroBatchTokens
+    learning_rate: keys.LearningRate
+    schedule: keys.RateSchedule
+    optimizer: keys.Optimizer
+    clip: keys.Clip
+    trainable: keys.Trainable
+    precision: keys.Precise
+    compile: keys.Compile
+    recompute: keys.RecomputeSetting
+    z_loss: keys.ZLoss
+    ema: keys.Averaging
+    guard: keys.Guarding
+    statistics: keys.StatisticsSetting
+    profile: keys.Profiling
     watch: Watch = Field(default=Watch(), description="held-out scores along training")
     samples: Fills = Field(default=Fills(), description="masked texts filled in along training")
-    checkpoint_every: shared.CheckpointEvery
-    keep_checkpoints: shared.KeepCheckpoints
-    saving: shared.SavingSetting
-    parallel: shared.Processes
-    workers: shared.Workers
-    device: shared.Device
-    minutes: shared.Minutes
+    checkpoint_every: keys.CheckpointEvery
+    keep_checkpoints: keys.KeepCheckpoints
+    saving: keys.SavingSetting
+    parallel: keys.Processes
+    workers: keys.Workers
+    device: keys.Device
+    minutes: keys.Minutes
 
     @model_validator(mode="after")
     def _agrees(self) -> "MaskedStage":
@@ -125,7 +125,7 @@ class MaskedStage(StrictModel):
             raise ValueError("tokenizer goes with model; init brings its own")
         if self.context < 3:
             raise ValueError(f"context ({self.context}) has no room for a token between two marks")
-        shared.check_batches(self)
+        keys.check_batches(self)
         return self
 
     @property

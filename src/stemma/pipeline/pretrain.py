@@ -24,7 +24,7 @@ from stemma.eval.bits_per_byte import bits_per_byte
 from stemma.infer.generate import generate
 from stemma.infer.sampling import Sampling
 from stemma.nn.initial import initialise_by_fan_in
-from stemma.pipeline import regime
+from stemma.pipeline import keys, regime
 from stemma.pipeline import training as shared
 from stemma.pipeline.training import Training
 from stemma.pipeline.work import Work, require_context
@@ -49,8 +49,8 @@ class PretrainStage(StrictModel):
         "tokenizer": ("tokenizer",),
         "init": ("pretrain", "sft"),
     }
-    UNSEEN: ClassVar[frozenset[str]] = shared.UNSEEN
-    DATA: ClassVar[frozenset[str]] = shared.LENGTHS | {"corpus"}
+    UNSEEN: ClassVar[frozenset[str]] = keys.UNSEEN
+    DATA: ClassVar[frozenset[str]] = keys.LENGTHS | {"corpus"}
     DATA_INPUTS: ClassVar[tuple[str, ...]] = ("corpus", "tokenizer")
 
     kind: Literal["pretrain"] = Field(description="the kind of stage")
@@ -63,33 +63,33 @@ class PretrainStage(StrictModel):
         default="gpt-2", description="rule of the first weights; with `model`"
     )
     init: str | None = Field(default=None, description="a model to go on from, with its tokenizer")
-    context: shared.Context
-    tokens: shared.Tokens
-    steps: shared.Steps
-    batch_tokens: shared.BatchTokens
-    micro_batch_tokens: shared.MicroBatchTokens
-    learning_rate: shared.LearningRate
-    schedule: shared.RateSchedule
-    optimizer: shared.Optimizer
-    clip: shared.Clip
-    trainable: shared.Trainable
-    precision: regime.Precise
-    compile: regime.Compile
-    recompute: regime.RecomputeSetting
-    z_loss: regime.ZLoss
-    ema: regime.Averaging
-    guard: regime.Guarding
-    statistics: regime.StatisticsSetting
-    profile: regime.Profiling
+    context: keys.Context
+    tokens: keys.Tokens
+    steps: keys.Steps
+    batch_tokens: keys.BatchTokens
+    micro_batch_tokens: keys.MicroBatchTokens
+    learning_rate: keys.LearningRate
+    schedule: keys.RateSchedule
+    optimizer: keys.Optimizer
+    clip: keys.Clip
+    trainable: keys.Trainable
+    precision: keys.Precise
+    compile: keys.Compile
+    recompute: keys.RecomputeSetting
+    z_loss: keys.ZLoss
+    ema: keys.Averaging
+    guard: keys.Guarding
+    statistics: keys.StatisticsSetting
+    profile: keys.Profiling
     watch: Watch = Field(default=Watch(), description="held-out scores along training")
-    samples: shared.SampleSetting
-    checkpoint_every: shared.CheckpointEvery
-    keep_checkpoints: shared.KeepCheckpoints
-    saving: shared.SavingSetting
-    parallel: shared.Processes
-    workers: shared.Workers
-    device: shared.Device
-    minutes: shared.Minutes
+    samples: keys.SampleSetting
+    checkpoint_every: keys.CheckpointEvery
+    keep_checkpoints: keys.KeepCheckpoints
+    saving: keys.SavingSetting
+    parallel: keys.Processes
+    workers: keys.Workers
+    device: keys.Device
+    minutes: keys.Minutes
 
     @model_validator(mode="after")
     def _agrees(self) -> "PretrainStage":
@@ -101,7 +101,7 @@ class PretrainStage(StrictModel):
             raise ValueError("tokenizer goes with model; init brings its own")
         if self.init is not None and "initial" in self.model_fields_set:
             raise ValueError("initial goes with model; init brings its own weights")
-        shared.check_batches(self)
+        keys.check_batches(self)
         return self
 
     @property

@@ -8,56 +8,22 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
 from torch import Tensor, nn
 
-from stemma.core.config import StrictModel
 from stemma.eval.compute import training_flops_per_token
 from stemma.train import checkpoint
-from stemma.train.average import Ema
 from stemma.train.compiled import compiling, require_compiler, resting
-from stemma.train.guard import Guard
 from stemma.train.loop import LossSum, Numbers, Parts
 from stemma.train.memory import Memory, Regime, begin_memory, recall
 from stemma.train.meter import utilisation
-from stemma.train.precision import Precision, require_precision
-from stemma.train.profile import Profile, profiled
+from stemma.train.precision import require_precision
+from stemma.train.profile import profiled
 from stemma.train.reader import Reader
-from stemma.train.recompute import Recompute, chosen, recomputing
+from stemma.train.recompute import chosen, recomputing
 
 SKIPPED = "skipped_"  # how the numbers of a step that was left out say why
-
-
-class Statistics(StrictModel):
-    """Figures of the training itself, beside the loss."""
-
-    every: int = Field(
-        default=0, ge=0, description="steps between norms by layer, and use of the machine; 0: none"
-    )
-
-
-# keys that every training stage has, as those of `stemma.pipeline.training`
-Precise = Annotated[
-    Precision,
-    Field(default="fp32", description="precision of products; weights and optimizer stay fp32"),
-]
-Compile = Annotated[
-    bool, Field(default=False, description="compile the blocks: minutes at first, then faster")
-]
-RecomputeSetting = Annotated[
-    Recompute, Field(default=Recompute(), description="less memory for more work")
-]
-ZLoss = Annotated[
-    float, Field(default=0.0, ge=0, description="weight of the squared log of the softmax's sum")
-]
-Averaging = Annotated[Ema, Field(default=Ema(), description="an average of the weights")]
-Guarding = Annotated[Guard, Field(default=Guard(), description="steps that would do harm")]
-StatisticsSetting = Annotated[
-    Statistics, Field(default=Statistics(), description="figures of the training itself")
-]
-Profiling = Annotated[Profile, Field(default=Profile(), description="a trace of a few steps")]
 
 
 def begin_steps(stage: Any, model: nn.Module, *, place: str) -> Memory:

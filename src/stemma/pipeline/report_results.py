@@ -311,13 +311,13 @@ def number_table(stage: StageRecord) -> Html:
     """Some points of the curves, evenly spread, as numbers."""
     held = HELD.get(stage.kind, "heldout_bits_per_byte")
     losses, scored = stage.series("loss"), stage.series(held)
-    rates = stage.series("learning_rate")
+    rates, measured = stage.series("learning_rate"), dict(zip(*scored, strict=True))
     rows = [
         row(
             [
                 words.whole(tokens),
                 words.digits(at(losses, tokens)),
-                words.digits(just_at(scored, tokens)),
+                words.digits(measured.get(tokens)),
                 f"{rate:.3g}" if (rate := at(rates, tokens)) is not None else words.NOTHING,
             ],
             classes=["number"] * 4,
@@ -326,11 +326,6 @@ def number_table(stage: StageRecord) -> Html:
     ]
     heads = [unit_of(stage), *(titled(stage, name) for name in ("loss", held)), "learning rate"]
     return table(heads, rows, classes=["number"] * 4, caption="Some points of the curves")
-
-
-def just_at(series: tuple[list[float], list[float]], tokens: float) -> float | None:
-    """The value that was measured at this number of tokens, or None."""
-    return dict(zip(*series, strict=True)).get(tokens)
 
 
 def at(series: tuple[list[float], list[float]], tokens: float) -> float | None:

@@ -41,7 +41,7 @@ from stemma.data.tokenizer import Tokenizer
 from stemma.eval.answers import answer_loss
 from stemma.infer.generate import generate
 from stemma.infer.sampling import Sampling
-from stemma.pipeline import regime
+from stemma.pipeline import keys, regime
 from stemma.pipeline import training as shared
 from stemma.pipeline.chat_scores import askable, first_turns, heldout_batches
 from stemma.pipeline.training import Training
@@ -66,8 +66,8 @@ class SftStage(StrictModel):
     REFERENCES: ClassVar[dict[str, tuple[str, ...]]] = {"init": ("pretrain", "sft")}
     FILES: ClassVar[tuple[str, ...]] = ("inputs", "heldout")
     READS: ClassVar[Mapping[str, Kind]] = KINDS
-    UNSEEN: ClassVar[frozenset[str]] = shared.UNSEEN
-    DATA: ClassVar[frozenset[str]] = shared.LENGTHS | {
+    UNSEEN: ClassVar[frozenset[str]] = keys.UNSEEN
+    DATA: ClassVar[frozenset[str]] = keys.LENGTHS | {
         "inputs",
         "format",
         "bad_lines",
@@ -99,34 +99,34 @@ class SftStage(StrictModel):
     template: Literal["auto", "chatml"] = Field(
         default="auto", description="auto: the model's own, where it has one, else chatml"
     )
-    context: shared.Context
+    context: keys.Context
     epochs: int | None = Field(default=None, ge=1, description="passes over the conversations")
-    tokens: shared.Tokens
-    steps: shared.Steps
-    batch_tokens: shared.BatchTokens
-    micro_batch_tokens: shared.MicroBatchTokens
-    learning_rate: shared.LearningRate
-    schedule: shared.RateSchedule
-    optimizer: shared.Optimizer
-    clip: shared.Clip
-    trainable: shared.Trainable
-    precision: regime.Precise
-    compile: regime.Compile
-    recompute: regime.RecomputeSetting
-    z_loss: regime.ZLoss
-    ema: regime.Averaging
-    guard: regime.Guarding
-    statistics: regime.StatisticsSetting
-    profile: regime.Profiling
+    tokens: keys.Tokens
+    steps: keys.Steps
+    batch_tokens: keys.BatchTokens
+    micro_batch_tokens: keys.MicroBatchTokens
+    learning_rate: keys.LearningRate
+    schedule: keys.RateSchedule
+    optimizer: keys.Optimizer
+    clip: keys.Clip
+    trainable: keys.Trainable
+    precision: keys.Precise
+    compile: keys.Compile
+    recompute: keys.RecomputeSetting
+    z_loss: keys.ZLoss
+    ema: keys.Averaging
+    guard: keys.Guarding
+    statistics: keys.StatisticsSetting
+    profile: keys.Profiling
     watch: Watch = Field(default=Watch(), description="held-out loss along training")
-    samples: shared.SampleSetting
-    checkpoint_every: shared.CheckpointEvery
-    keep_checkpoints: shared.KeepCheckpoints
-    saving: shared.SavingSetting
-    parallel: shared.Processes
-    workers: shared.Workers
-    device: shared.Device
-    minutes: shared.Minutes
+    samples: keys.SampleSetting
+    checkpoint_every: keys.CheckpointEvery
+    keep_checkpoints: keys.KeepCheckpoints
+    saving: keys.SavingSetting
+    parallel: keys.Processes
+    workers: keys.Workers
+    device: keys.Device
+    minutes: keys.Minutes
 
     @model_validator(mode="after")
     def _agrees(self) -> "SftStage":
@@ -134,7 +134,7 @@ class SftStage(StrictModel):
             raise ValueError("give one of epochs, tokens and steps")
         if self.heldout and "holdout" in self.model_fields_set and self.holdout:
             raise ValueError("heldout and holdout exclude each other")
-        shared.check_batches(self)
+        keys.check_batches(self)
         return self
 
     def num_steps(self, plan: Plan) -> int:

@@ -12,16 +12,14 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 
 from stemma import api
 from stemma.core import device as machine
-from stemma.core.config import StrictModel, multiple
 from stemma.core.errors import DivergedError, UsageError
 from stemma.core.files import free_bytes, sha256_file, sha256_json
 from stemma.core.progress import LOG, progress
@@ -30,133 +28,23 @@ from stemma.data.batches import Order
 from stemma.data.order import samples_of
 from stemma.data.tokenizer import Tokenizer
 from stemma.nn.select import train_only
-from stemma.pipeline import regime
+from stemma.pipeline import keys, regime
 from stemma.pipeline.processes import row_file, spread_over, write_final
 from stemma.pipeline.records import settings
 from stemma.pipeline.resume import find_start
 from stemma.pipeline.rows import NoRows, RowFile
 from stemma.pipeline.work import Work
 from stemma.train import checkpoint
-from stemma.train.average import Ema
-from stemma.train.division import Parallel
-from stemma.train.guard import Guard
 from stemma.train.loop import LossSum, Together, fit
 from stemma.train.memory import Memory
-from stemma.train.optimizer import AdamW, OptimizerNumbers, optimizer_for
-from stemma.train.precision import Precision
+from stemma.train.optimizer import optimizer_for
 from stemma.train.pretrain import windows
-from stemma.train.profile import Profile
-from stemma.train.recompute import Recompute
-from stemma.train.saver import Saver, Saving
-from stemma.train.schedule import Cosine, Schedule
+from stemma.train.saver import Saver
 from stemma.train.schedule_free import evaluated, settle
 
 PLAN = "plan.safetensors"
-UNSEEN = frozenset({"minutes", "checkpoint_every", "keep_checkpoints", "device", "workers"})
-UNSEEN |= {"recompute", "statistics", "profile", "saving", "parallel"}
-# keys that version 0.1 did not know: its checkpoints fit where they are left as they are
-LATER = frozenset({"precision", "compile", "z_loss", "ema", "guard"})
-# keys that say what is read, how much and in which batches: `--reset-data` may change them
-LENGTHS = frozenset({"context", "tokens", "steps", "batch_tokens", "micro_batch_tokens"})
 SPARE = 1.2  # times the next checkpoint that should be free on the disk
 NAMED = 6  # samples of a batch that a message names
-
-
-class Samples(StrictModel):
-    """Texts written along training, for the report."""
-
-    every: int = Field(default=0, ge=0, description="steps between samples; 0: none")
-    prompts: tuple[str, ...] = Field(
-        default=(), description="what to continue; default: how held-out documents begin"
-    )
-    max_new_tokens: int = Field(default=60, ge=1, description="tokens a sample")
-    temperature: float = Field(default=0.8, ge=0, description="0 takes the likeliest token")
-
-
-# keys that every training stage has: one description, one default and one limit for all
-Context = Annotated[int, Field(ge=2, description="tokens of a sample")]
-Tokens = Annotated[
-    int | None, Field(default=None, ge=1, description="tokens to train on, rounded up")
-]
-Steps = Annotated[int | None, Field(default=None, ge=1, description="optimizer steps")]
-BatchTokens = Annotated[int, Field(ge=1, description="tokens a step; a multiple of context")]
-MicroBatchTokens = Annotated[
-    int | None,
-    Field(default=None, ge=1, description="tokens at once in memory; default: the whole batch"),
-]
-LearningRate = Annotated[float, Field(gt=0, description="peak learning rate")]
-RateSchedule = Annotated[
-    Schedule, Field(default=Cosine(kind="cosine"), description="how the rate moves")
-]
-Optimizer = Annotated[
-    OptimizerNumbers, Field(default=AdamW(), description="how gradients become steps")
-]
-Clip = Annotated[float, Field(default=1.0, gt=0, description="largest gradient norm")]
-Trainable = Annotated[
-    tuple[str, ...],
-    Field(default=(), description="patterns of the modules to train, as blocks.*; default: all"),
-]
-Processes = Annotated[
-    Parallel, Field(default=Parallel(), description="how processes share the work, if several run")
-]
-SampleSetting = Annotated[Samples, Field(default=Samples(), description="texts along training")]
-CheckpointEvery = Annotated[int, Field(default=500, ge=1, description="steps between checkpoints")]
-KeepCheckpoints = Annotated[
-    int, Field(default=2, ge=1, description="newest checkpoints to keep, besides the best")
-]
-SavingSetting = Annotated[Saving, Field(default=Saving(), description="how checkpoints are saved")]
-Workers = Annotated[
-    int, Field(default=0, ge=0, le=64, description="threads that build batches ahead of their step")
-]
-Device = Annotated[str, Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")]
-Minutes = Annotated[
-    float | None, Field(default=None, ge=0, description="budget, printed beforehand")
-]
-
-
-class Settings(Protocol):
-    """What the loop reads of a stage's configuration."""
-
-    @property
-    def context(self) -> int: ...
-    @property
-    def batch_tokens(self) -> int: ...
-    @property
-    def micro_batch_tokens(self) -> int | None: ...
-    @property
-    def learning_rate(self) -> float: ...
-    @property
-    def schedule(self) -> Schedule: ...
-    @property
-    def optimizer(self) -> OptimizerNumbers: ...
-    @property
-    def clip(self) -> float: ...
-    @property
-    def trainable(self) -> tuple[str, ...]: ...
-    @property
-    def precision(self) -> Precision: ...
-    @property
-    def compile(self) -> bool: ...
-    @property
-    def recompute(self) -> Recompute: ...
-    @property
-    def ema(self) -> Ema: ...
-    @property
-    def guard(self) -> Guard: ...
-    @property
-    def statistics(self) -> regime.Statistics: ...
-    @property
-    def profile(self) -> Profile: ...
-    @property
-    def parallel(self) -> Parallel: ...
-    @property
-    def checkpoint_every(self) -> int: ...
-    @property
-    def keep_checkpoints(self) -> int: ...
-    @property
-    def saving(self) -> Saving: ...
-    @property
-    def workers(self) -> int: ...
 
 
 class Store(Protocol):
@@ -177,14 +65,7 @@ class Plan(Protocol):
     def pairs(self) -> NDArray[np.int64]: ...
 
 
-def check_batches(stage: Settings) -> None:
-    """Steps hold whole samples: for use in validators."""
-    multiple("batch_tokens", stage.batch_tokens, "context", stage.context)
-    if stage.micro_batch_tokens is not None:
-        multiple("micro_batch_tokens", stage.micro_batch_tokens, "context", stage.context)
-
-
-def require_batch(stage: Settings, name: str, plan: Plan) -> None:
+def require_batch(stage: keys.Settings, name: str, plan: Plan) -> None:
     """Refuse data that do not fill one batch: samples would repeat inside it (UsageError)."""
     rows, count = batch_rows(stage), plan.num_samples
     if count < rows:
@@ -201,7 +82,7 @@ class Training:
     `places` of all steps so far; `filled` of them held a pair, `tokens` of those counted.
     """
 
-    stage: Settings
+    stage: keys.Settings
     work: Work
     model: Any
     tokenizer: Tokenizer
@@ -283,19 +164,19 @@ def method(stage: Any, work: Work) -> dict[str, Any]:
     """How a stage learns, whatever its data: its settings, and the model that it goes on from."""
     apart = stage.DATA | {"samples", "watch", "tokenizer", "model"}  # the last two are told already
     values, given = settings(stage, defaults=True).items(), settings(stage, defaults=False)
-    apart |= LATER - given.keys()
+    apart |= keys.LATER - given.keys()
     found = {key: value for key, value in values if key not in apart}
     if getattr(stage, "init", None) is not None:
         found["init"] = work.inputs[stage.init].fingerprint
     return found
 
 
-def batch_rows(stage: Settings) -> int:
+def batch_rows(stage: keys.Settings) -> int:
     """Samples of a step."""
     return stage.batch_tokens // stage.context
 
 
-def micro_rows(stage: Settings) -> int:
+def micro_rows(stage: keys.Settings) -> int:
     """Samples that go through the network at once."""
     return (stage.micro_batch_tokens or stage.batch_tokens) // stage.context
 
@@ -307,7 +188,7 @@ def counted_places(plan: Plan, seed: int, count: int) -> dict[str, int]:
 
 
 def begin(
-    stage: Settings,
+    stage: keys.Settings,
     work: Work,
     model: Any,
     tokenizer: Tokenizer,

@@ -43,7 +43,7 @@ from stemma.data.tokenizer import Tokenizer
 from stemma.eval.answers import answer_loss
 from stemma.eval.bleu import bleu
 from stemma.infer.translate import BeamSearch, ends_of, translate
-from stemma.pipeline import regime
+from stemma.pipeline import keys, regime
 from stemma.pipeline import training as shared
 from stemma.pipeline.training import Training
 from stemma.pipeline.work import Groups, Work
@@ -76,8 +76,8 @@ class TranslateStage(StrictModel):
     REFERENCES: ClassVar[dict[str, tuple[str, ...]]] = {}
     FILES: ClassVar[tuple[str, ...]] = ("source", "target", "heldout_source", "heldout_target")
     READS: ClassVar[Mapping[str, Kind]] = ANY_TEXT
-    UNSEEN: ClassVar[frozenset[str]] = shared.UNSEEN
-    DATA: ClassVar[frozenset[str]] = shared.LENGTHS | {"source", "target", "epochs"}
+    UNSEEN: ClassVar[frozenset[str]] = keys.UNSEEN
+    DATA: ClassVar[frozenset[str]] = keys.LENGTHS | {"source", "target", "epochs"}
     DATA_INPUTS: ClassVar[tuple[str, ...]] = ()
 
     kind: Literal["translate"] = Field(description="the kind of stage")
@@ -92,43 +92,43 @@ class TranslateStage(StrictModel):
     model: dict[str, Any] = Field(
         description="family or preset, and numbers, of an encoder-decoder"
     )
-    context: shared.Context
+    context: keys.Context
     epochs: int | None = Field(default=None, ge=1, description="passes over the pairs")
-    tokens: shared.Tokens
-    steps: shared.Steps
-    batch_tokens: shared.BatchTokens
+    tokens: keys.Tokens
+    steps: keys.Steps
+    batch_tokens: keys.BatchTokens
     label_smoothing: float = Field(
         default=0.0, ge=0, lt=1, description="share of the probability spread over the vocabulary"
     )
-    learning_rate: shared.LearningRate
-    schedule: shared.RateSchedule
-    optimizer: shared.Optimizer
-    clip: shared.Clip
-    trainable: shared.Trainable
-    precision: regime.Precise
-    compile: regime.Compile
-    recompute: regime.RecomputeSetting
-    z_loss: regime.ZLoss
-    ema: regime.Averaging
-    guard: regime.Guarding
-    statistics: regime.StatisticsSetting
-    profile: regime.Profiling
+    learning_rate: keys.LearningRate
+    schedule: keys.RateSchedule
+    optimizer: keys.Optimizer
+    clip: keys.Clip
+    trainable: keys.Trainable
+    precision: keys.Precise
+    compile: keys.Compile
+    recompute: keys.RecomputeSetting
+    z_loss: keys.ZLoss
+    ema: keys.Averaging
+    guard: keys.Guarding
+    statistics: keys.StatisticsSetting
+    profile: keys.Profiling
     watch: Watch = Field(default=Watch(), description="held-out loss along training")
     samples: Samples = Field(default=Samples(), description="translations along training")
     search: BeamSearch = Field(default=BeamSearch(), description="how it translates")
-    checkpoint_every: shared.CheckpointEvery
-    keep_checkpoints: shared.KeepCheckpoints
-    saving: shared.SavingSetting
-    parallel: shared.Processes
-    workers: shared.Workers
-    device: shared.Device
-    minutes: shared.Minutes
+    checkpoint_every: keys.CheckpointEvery
+    keep_checkpoints: keys.KeepCheckpoints
+    saving: keys.SavingSetting
+    parallel: keys.Processes
+    workers: keys.Workers
+    device: keys.Device
+    minutes: keys.Minutes
 
     @model_validator(mode="after")
     def _agrees(self) -> "TranslateStage":
         if sum(value is not None for value in (self.epochs, self.tokens, self.steps)) != 1:
             raise ValueError("give one of epochs, tokens and steps")
-        shared.check_batches(self)
+        keys.check_batches(self)
         return self
 
     @property

@@ -15,7 +15,16 @@ from pydantic import Field
 from torch import Tensor
 
 from stemma.core.config import StrictModel
-from stemma.train.rule import EmbeddingRate, Part, Piece, Rule, State, counting_dtype, no_steps
+from stemma.train.rule import (
+    EmbeddingRate,
+    Part,
+    Piece,
+    Rule,
+    State,
+    WeightDecay,
+    counting_dtype,
+    no_steps,
+)
 
 SQUARE_FLOOR = 1e-30  # epsilon 1, added to squares of gradients
 SIZE_FLOOR = 1e-3  # epsilon 2: a parameter of zeros must be able to leave
@@ -29,9 +38,7 @@ class Adafactor(StrictModel):
     kind: Literal["adafactor"] = Field(
         description="Adafactor; the rate is relative to each parameter's size, 1e-2 is usual"
     )
-    weight_decay: float = Field(
-        default=0.01, ge=0, description="decay of layers' matrices a step, times lr"
-    )
+    weight_decay: WeightDecay = 0.01
     decay_power: float = Field(
         default=0.8, gt=0, le=1, description="memory of squares at step t is 1 - t ** -power"
     )

@@ -8,7 +8,18 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw as adamw_step
 
 from stemma.core.config import StrictModel
-from stemma.train.rule import Beta1, Beta2, EmbeddingRate, Eps, Part, Piece, Rule, State, groups
+from stemma.train.rule import (
+    Beta1,
+    Beta2,
+    EmbeddingRate,
+    Eps,
+    Part,
+    Piece,
+    Rule,
+    State,
+    WeightDecay,
+    groups,
+)
 
 
 class AdamW(StrictModel):
@@ -20,9 +31,7 @@ class AdamW(StrictModel):
     kind: Literal["adamw"] = Field(
         default="adamw", exclude=True, description="AdamW; usual rates are 1e-4 to 3e-3"
     )
-    weight_decay: float = Field(
-        default=0.1, ge=0, description="decay of layers' matrices a step, times lr"
-    )
+    weight_decay: WeightDecay = 0.1
     beta1: Beta1 = 0.9
     beta2: Beta2 = 0.95
     eps: Eps = 1e-8

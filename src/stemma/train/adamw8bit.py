@@ -31,6 +31,7 @@ from stemma.train.rule import (
     Piece,
     Rule,
     State,
+    WeightDecay,
     counting_dtype,
     no_steps,
 )
@@ -49,9 +50,7 @@ class AdamW8Bit(StrictModel):
     kind: Literal["adamw-8bit"] = Field(
         description="AdamW with a quarter of its state; rates as with AdamW"
     )
-    weight_decay: float = Field(
-        default=0.1, ge=0, description="decay of layers' matrices a step, times lr"
-    )
+    weight_decay: WeightDecay = 0.1
     beta1: Beta1 = 0.9
     beta2: Beta2 = 0.95
     eps: Eps = 1e-8

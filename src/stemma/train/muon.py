@@ -17,7 +17,17 @@ from torch import Tensor
 
 from stemma.core.config import StrictModel
 from stemma.train.adamw import AdamW
-from stemma.train.rule import Beta1, Beta2, EmbeddingRate, Eps, Part, Piece, Rule, State
+from stemma.train.rule import (
+    Beta1,
+    Beta2,
+    EmbeddingRate,
+    Eps,
+    Part,
+    Piece,
+    Rule,
+    State,
+    WeightDecay,
+)
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan's quintic: steepest at zero
 ROOT_MEAN_SQUARE = 0.2  # of an update of AdamW, arXiv:2502.16982, section 2.2
@@ -31,9 +41,7 @@ class Muon(StrictModel):
     kind: Literal["muon"] = Field(
         description="Muon for layers' matrices, AdamW for the rest; rates as with AdamW or higher"
     )
-    weight_decay: float = Field(
-        default=0.1, ge=0, description="decay of layers' matrices a step, times lr"
-    )
+    weight_decay: WeightDecay = 0.1
     momentum: float = Field(default=0.95, ge=0, lt=1, description="memory of matrices' gradients")
     newton_schulz_steps: int = Field(
         default=5, ge=1, le=20, description="steps that make an update orthogonal"

@@ -26,6 +26,9 @@ DECAYED: tuple[Part, ...] = ("head", "matrix")
 HEADS = ("head.weight", "classifier.weight", "relative.weight")  # how their names end
 
 # keys that several optimizers have: one description and one limit for all
+WeightDecay = Annotated[
+    float, Field(ge=0, description="decay of layers' matrices a step, times lr")
+]
 Beta1 = Annotated[float, Field(ge=0, lt=1, description="memory of the gradient")]
 Beta2 = Annotated[float, Field(ge=0, lt=1, description="memory of its square")]
 Eps = Annotated[float, Field(gt=0, description="added to the root of the square")]

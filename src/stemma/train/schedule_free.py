@@ -16,7 +16,17 @@ from pydantic import Field
 from torch import Tensor
 
 from stemma.core.config import StrictModel
-from stemma.train.rule import Beta2, EmbeddingRate, Eps, Part, Piece, Rule, State, no_steps
+from stemma.train.rule import (
+    Beta2,
+    EmbeddingRate,
+    Eps,
+    Part,
+    Piece,
+    Rule,
+    State,
+    WeightDecay,
+    no_steps,
+)
 
 
 class ScheduleFree(StrictModel):
@@ -28,9 +38,7 @@ class ScheduleFree(StrictModel):
         description="AdamW with averaged weights; rates one to ten times AdamW's, and no decay of "
         "the rate: schedule {kind: cosine, floor: 1, warmup: N}"
     )
-    weight_decay: float = Field(
-        default=0.1, ge=0, description="decay of layers' matrices a step, times lr"
-    )
+    weight_decay: WeightDecay = 0.1
     beta1: float = Field(
         default=0.9, gt=0, le=1, description="how near to the average gradients are taken"
     )
