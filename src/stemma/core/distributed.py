@@ -204,15 +204,21 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[World]:
 
 def of_the_group(error: BaseException) -> bool:
     """Whether an error says that a collective failed because of another process."""
-    said = f"{type(error).__name__} {error}".lower()
-    return any(word in said for word in ("gloo", "nccl", "connection", "socket", "dist"))
+    import torch  # noqa: PLC0415
+
+    if isinstance(error, torch.distributed.DistError):
+        return True
+    return any(word in str(error).lower() for word in ("gloo", "nccl", "connection", "socket"))
 
 
 def meet(world: World, environment: Mapping[str, str]) -> "Signs":
     """Join the process group, and say where each process is."""
+    import torch  # noqa: PLC0415
     import torch.distributed as dist  # noqa: PLC0415
     from torch.distributed.rendezvous import rendezvous  # noqa: PLC0415
 
+    if torch.cuda.is_available() and "LOCAL_RANK" in environment:
+        torch.cuda.set_device(number_of("LOCAL_RANK", environment))  # each its own card
     host, port = environment.get("MASTER_ADDR", ""), number_of("MASTER_PORT", environment)
     where = f"{host}:{port}"
     patience = timedelta(seconds=MEET)
